@@ -1,0 +1,131 @@
+//! What a store can do, said by its backend.
+
+use std::time::Duration;
+
+use crate::ClockSource;
+
+/// What a backend declares of its store.
+///
+/// What is declared is exercised by the conformance suite; what is not declared must be refused with
+/// [`Unsupported`](crate::ErrorKind::Unsupported). Start from [`Capabilities::minimal`] and set what the store has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(clippy::struct_excessive_bools)] // each is an independent yes or no
+pub struct Capabilities {
+    /// The clock on which deadlines live.
+    pub clock: ClockSource,
+    /// The session lifetimes that the store accepts.
+    pub ttl: TtlRange,
+    /// A session that nobody renews has lapsed at the latest after this many of its ttl.
+    pub lapses_within_ttls: u32,
+    /// In which order waiting claims are granted.
+    pub order: Order,
+    /// How many claims of one session one key can carry.
+    pub claims_per_key: ClaimsPerKey,
+    /// Who chooses session ids.
+    pub session_ids: ChosenBy,
+    /// The store grants [`Mode::Shared`](crate::Mode::Shared).
+    pub shared: bool,
+    /// The store grants [`Mode::Permits`](crate::Mode::Permits).
+    pub permits: bool,
+    /// What fits into the store.
+    pub limits: Limits,
+    /// A release keeps every copy of its claim that is still under way from taking effect.
+    pub fences: bool,
+    /// [`audit`](crate::LockBackend::audit) finds claims that were ended from outside.
+    pub audits: bool,
+    /// [`disturbed`](crate::LockBackend::disturbed) tells of an ended session, and of interference with so many claims at a time;
+    /// `None` where it cannot be called at all.
+    pub watched_claims: Option<usize>,
+    /// [`amend`](crate::LockBackend::amend) works.
+    pub amends: bool,
+    /// [`list`](crate::LockBackend::list) works.
+    pub lists: bool,
+    /// [`changed`](crate::LockBackend::changed) works.
+    pub tells_changes: bool,
+    /// [`evict`](crate::LockBackend::evict) works.
+    pub evicts: bool,
+}
+
+impl Capabilities {
+    /// A store that can do no more than every store must: unordered exclusive locks, nothing optional.
+    pub fn minimal(clock: ClockSource, ttl: TtlRange) -> Self {
+        Self {
+            clock,
+            ttl,
+            lapses_within_ttls: 1,
+            order: Order::Unordered,
+            claims_per_key: ClaimsPerKey::One,
+            session_ids: ChosenBy::Store,
+            shared: false,
+            permits: false,
+            limits: Limits::default(),
+            fences: false,
+            audits: false,
+            watched_claims: None,
+            amends: false,
+            lists: false,
+            tells_changes: false,
+            evicts: false,
+        }
+    }
+}
+
+/// The session lifetimes that a store accepts, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TtlRange {
+    /// The shortest.
+    pub min: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl TtlRange {
+    /// Whether a store with this range takes `ttl` as it is.
+    pub fn contains(&self, ttl: Duration) -> bool {
+        (self.min..=self.max).contains(&ttl)
+    }
+}
+
+/// In which order a store grants waiting claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// First come, first served: a claim keeps a place in a queue.
+    Fifo,
+    /// Whoever asks first once the key is free; no place is kept.
+    Unordered,
+}
+
+/// How many claims of one session one key can carry at the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimsPerKey {
+    /// One: the store knows a lock by its session, so a second claim looks granted.
+    One,
+    /// Any number: every claim has an entry of its own.
+    Many,
+}
+
+/// Who chooses an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChosenBy {
+    /// The client, before it sends the request.
+    Client,
+    /// The store, in its answer.
+    Store,
+}
+
+/// What fits into a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest key, in bytes.
+    pub key_bytes: usize,
+    /// The largest published metadata, in bytes of JSON.
+    pub metadata_bytes: usize,
+}
+
+impl Default for Limits {
+    /// Keys of [`Key::MAX_BYTES`](crate::Key::MAX_BYTES), metadata of 64 KiB.
+    fn default() -> Self {
+        Self { key_bytes: crate::Key::MAX_BYTES, metadata_bytes: 64 * 1024 }
+    }
+}

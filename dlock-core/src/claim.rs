@@ -1,0 +1,117 @@
+//! One acquisition's place in the contention for one key.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::{FencingToken, Key, Metadata};
+
+/// One acquisition: what it wants, and the id by which it is undone.
+///
+/// The id is chosen before the first request is sent, so that whatever becomes of a request, its effect can be found out and
+/// undone, and never be mistaken for that of another acquisition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// The id, never used by another acquisition.
+    pub id: ClaimId,
+    /// What is to be locked.
+    pub key: Key,
+    /// With whom the lock may be shared.
+    pub mode: Mode,
+    /// Who asks: `host/pid/name`.
+    pub owner: Arc<str>,
+    /// When the acquisition began, RFC 3339; fixed, so that a request sent again is the same to the byte.
+    pub acquired_at: Arc<str>,
+    /// What the user wants others to read.
+    pub metadata: Option<Arc<Metadata>>,
+}
+
+impl Claim {
+    /// All that others read: the user's metadata and the reserved entries.
+    pub fn published(&self) -> Metadata {
+        let mut all = self.metadata.as_deref().cloned().unwrap_or_default();
+        all.insert_reserved(Metadata::ACQUIRED_AT, &self.acquired_at);
+        all.insert_reserved(Metadata::OWNER, &self.owner);
+        all.insert_reserved(Metadata::CLAIM, &self.id.to_string());
+        all
+    }
+}
+
+/// A claim that was granted, as it is shown to [`audit`](crate::LockBackend::audit) and
+/// [`disturbed`](crate::LockBackend::disturbed).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Granted {
+    /// The claim.
+    pub claim: Arc<Claim>,
+    /// The token it was granted with.
+    pub token: FencingToken,
+}
+
+/// The name of one acquisition: 128 bits, drawn at random by the caller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClaimId(u128);
+
+impl ClaimId {
+    /// The id with these bits.
+    pub const fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
+    /// The bits of the id.
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+}
+
+impl fmt::Display for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for ClaimId {
+    type Err = NotAClaimId;
+
+    fn from_str(text: &str) -> Result<Self, NotAClaimId> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(NotAClaimId);
+        }
+        u128::from_str_radix(text, 16).map(Self).map_err(|_| NotAClaimId)
+    }
+}
+
+/// The text is no [`ClaimId`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("a claim id is 32 hexadecimal digits")]
+pub struct NotAClaimId;
+
+/// With whom a claim may hold its key at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[non_exhaustive]
+pub enum Mode {
+    /// With nobody.
+    #[default]
+    Exclusive,
+    /// With other shared claims.
+    Shared,
+    /// With so many permits in all.
+    Permits(NonZeroU32),
+}
+
+/// What a claim does when the key is not free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// It leaves nothing behind.
+    Try,
+    /// It keeps a place in the queue, where the store has one.
+    Queue,
+}
