@@ -1,0 +1,150 @@
+//! Giving back what a claim has, until the store has said so.
+
+use std::time::Duration;
+
+use crate::{Chance, ErrorKind, Moment, Release, RetryPolicy};
+
+/// One release, asked for until it is answered or patience ends.
+///
+/// A pure machine like [`Acquire`](crate::Acquire). When it gives up, whatever the claim had may still be there: its session must take no
+/// new claims and be closed or left to lapse.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Undo {
+    attempt: Duration,
+    patience: Duration,
+    failures: u32,
+    gives_up_at: Option<Moment>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    New,
+    Releasing { until: Moment },
+    Paused { until: Moment },
+    Done(Undone),
+}
+
+/// What happened to a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UndoEvent {
+    /// Nothing yet: the first step.
+    Started,
+    /// The release under way was answered.
+    Answered(Release),
+    /// The release under way brought no usable answer.
+    Failed(ErrorKind),
+    /// The moment until which the action was to go on has come.
+    Elapsed,
+    /// The session is gone at the store, and the claim with it.
+    SessionGone,
+}
+
+/// What a release wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UndoStep {
+    /// Send the release, and drop it then.
+    Release {
+        /// Later than now.
+        until: Moment,
+    },
+    /// Do nothing until then.
+    Pause {
+        /// Later than now.
+        until: Moment,
+    },
+    /// It is decided.
+    Done(Undone),
+}
+
+/// How a release ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Undone {
+    /// The store said what the claim had; it has nothing any more.
+    Answered(Release),
+    /// The session is gone, and the claim with it.
+    WithSession,
+    /// The store never said; the session must be retired.
+    GivenUp,
+}
+
+impl Undo {
+    /// A release whose attempts take at most `attempt` each and which goes on for `patience`, at least once.
+    pub fn new(attempt: Duration, patience: Duration) -> Self {
+        Self { attempt, patience, failures: 0, gives_up_at: None, state: State::New }
+    }
+
+    /// Takes in what happened and says what to do.
+    pub fn step(&mut self, event: UndoEvent, now: Moment, chance: Chance) -> UndoStep {
+        let gives_up_at = *self.gives_up_at.get_or_insert(now.plus(self.patience));
+        match (self.state, event) {
+            (State::Done(_), _) => {}
+            (_, UndoEvent::SessionGone) => self.state = State::Done(Undone::WithSession),
+            (State::Releasing { .. }, UndoEvent::Answered(release)) => self.state = State::Done(Undone::Answered(release)),
+            (State::Releasing { .. }, UndoEvent::Failed(ErrorKind::Unsupported | ErrorKind::Invalid)) => {
+                self.state = State::Done(Undone::GivenUp);
+            }
+            (State::Releasing { until }, UndoEvent::Failed(_) | UndoEvent::Elapsed)
+                if event != UndoEvent::Elapsed || now >= until =>
+            {
+                self.failures += 1;
+                let pause = RetryPolicy::default().pause(self.failures, chance).unwrap_or(RetryPolicy::MAX);
+                self.state = State::Paused { until: now.plus(pause) };
+            }
+            (State::Paused { until }, UndoEvent::Elapsed) if now >= until => self.state = State::New,
+            _ => {}
+        }
+        if self.failures > 0 && now >= gives_up_at && !matches!(self.state, State::Done(_)) {
+            self.state = State::Done(Undone::GivenUp);
+        }
+        match self.state {
+            State::New => {
+                let until = now.plus(self.attempt);
+                self.state = State::Releasing { until };
+                UndoStep::Release { until }
+            }
+            State::Releasing { until } => UndoStep::Release { until },
+            State::Paused { until } => UndoStep::Pause { until },
+            State::Done(undone) => UndoStep::Done(undone),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_origin(Duration::from_millis(millis))
+    }
+
+    fn step(undo: &mut Undo, event: UndoEvent, millis: u64) -> UndoStep {
+        undo.step(event, at(millis), Chance(0))
+    }
+
+    #[test]
+    fn a_release_is_asked_again_until_it_is_answered() {
+        let mut undo = Undo::new(SECOND, 15 * SECOND);
+        assert_eq!(step(&mut undo, UndoEvent::Started, 0), UndoStep::Release { until: at(1_000) });
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 1_000), UndoStep::Pause { until: at(1_050) });
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 1_050), UndoStep::Release { until: at(2_050) });
+        let done = step(&mut undo, UndoEvent::Answered(Release::NotHeld), 1_060);
+        assert_eq!(done, UndoStep::Done(Undone::Answered(Release::NotHeld)));
+    }
+
+    #[test]
+    fn patience_ends_only_after_an_attempt_failed() {
+        let mut undo = Undo::new(SECOND, SECOND);
+        step(&mut undo, UndoEvent::Started, 0);
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 1_000), UndoStep::Done(Undone::GivenUp));
+    }
+
+    #[test]
+    fn a_gone_session_takes_its_claims_along() {
+        let mut undo = Undo::new(SECOND, SECOND);
+        step(&mut undo, UndoEvent::Started, 0);
+        assert_eq!(step(&mut undo, UndoEvent::SessionGone, 1), UndoStep::Done(Undone::WithSession));
+    }
+}
