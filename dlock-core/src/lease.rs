@@ -72,8 +72,10 @@ pub enum LeaseEvent {
     Gone,
     /// The action under way brought no usable answer.
     Failed(ErrorKind),
-    /// The moment until which the action was to go on has come.
+    /// Time passed. Changes nothing before the moment until which the action was to go on.
     Elapsed,
+    /// The session is to be renewed no more, whatever it still has: it will lapse.
+    Abandoned,
     /// Something suggests that a renewal would bring news: renew now.
     Disturbed,
     /// The session is not needed any more and its claims are released: close it.
@@ -232,6 +234,10 @@ impl Lease {
         // Time decides before the event does: an answer that comes after the deadline cannot revive belief.
         self.expire(now);
         match (&mut self.state, event) {
+            (State::Ended { .. }, _) => {}
+            (_, LeaseEvent::Abandoned) => {
+                self.state = State::Ended { loss: Some(Loss::Shutdown), end: LeaseEnd::Lapsed };
+            }
             (State::Opening { sent }, LeaseEvent::Opened { ttl })
             | (State::Believed { work: Work::Renewing { sent, .. }, .. }, LeaseEvent::Renewed { ttl }) => {
                 let sent = *sent;
@@ -240,9 +246,11 @@ impl Lease {
             (State::Opening { .. }, LeaseEvent::Failed(kind)) if !kind.is_passing() => {
                 self.state = State::Ended { loss: None, end: LeaseEnd::Refused(kind) };
             }
-            (State::Opening { .. }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed) => {
-                self.failures += 1;
-                self.state = State::OpenPaused { until: now.plus(self.pause(self.requested, chance)) };
+            (State::Opening { sent }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed) => {
+                if event != LeaseEvent::Elapsed || now >= sent.plus(Self::attempt(self.requested)) {
+                    self.failures += 1;
+                    self.state = State::OpenPaused { until: now.plus(self.pause(self.requested, chance)) };
+                }
             }
             (State::Believed { ttl, work, .. }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed) => {
                 // A refused renewal is asked for again too: a permission may come back before the deadline.
@@ -281,7 +289,9 @@ impl Lease {
             (State::Closing { loss, .. }, LeaseEvent::Closed | LeaseEvent::Gone) => {
                 self.state = State::Ended { loss: *loss, end: LeaseEnd::Closed };
             }
-            (State::Closing { loss, sent: true, .. }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed) => {
+            (State::Closing { loss, sent: true, until }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed)
+                if event != LeaseEvent::Elapsed || now >= *until =>
+            {
                 let loss = *loss;
                 self.failures += 1;
                 let until = now.plus(self.pause(self.requested, chance));
