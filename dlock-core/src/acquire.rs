@@ -155,6 +155,11 @@ impl Acquire {
         self.unanswered || self.placed
     }
 
+    /// Whether a copy of the claim was sent whose fate is unknown: only a fenced release ends it for good.
+    pub fn is_unanswered(&self) -> bool {
+        self.unanswered
+    }
+
     /// Takes in what happened and says what to do.
     pub fn step(&mut self, event: AcquireEvent, now: Moment, chance: Chance) -> AcquireStep {
         self.take(event, now, chance);

@@ -142,6 +142,8 @@ pub enum Loss {
     HeldTooLong,
     /// The locker was shut down.
     Shutdown,
+    /// The guard was released or dropped: no loss, but what a witness says that outlived it.
+    Released,
 }
 
 impl fmt::Display for Loss {
@@ -153,6 +155,7 @@ impl fmt::Display for Loss {
             Self::TakenOver => "the key was released by force or taken over",
             Self::HeldTooLong => "it was held for as long as hold_at_most allows",
             Self::Shutdown => "the locker was shut down",
+            Self::Released => "it was released",
         })
     }
 }
@@ -246,11 +249,11 @@ impl Lease {
             (State::Opening { .. }, LeaseEvent::Failed(kind)) if !kind.is_passing() => {
                 self.state = State::Ended { loss: None, end: LeaseEnd::Refused(kind) };
             }
-            (State::Opening { sent }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed) => {
-                if event != LeaseEvent::Elapsed || now >= sent.plus(Self::attempt(self.requested)) {
-                    self.failures += 1;
-                    self.state = State::OpenPaused { until: now.plus(self.pause(self.requested, chance)) };
-                }
+            (State::Opening { sent }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed)
+                if event != LeaseEvent::Elapsed || now >= sent.plus(Self::attempt(self.requested)) =>
+            {
+                self.failures += 1;
+                self.state = State::OpenPaused { until: now.plus(self.pause(self.requested, chance)) };
             }
             (State::Believed { ttl, work, .. }, LeaseEvent::Failed(_) | LeaseEvent::Elapsed) => {
                 // A refused renewal is asked for again too: a permission may come back before the deadline.

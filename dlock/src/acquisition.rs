@@ -1,0 +1,389 @@
+//! The path from wanting a lock to holding it: every decision in the pure machine, every effect here.
+//!
+//! `lock` -> [`acquire`] -> `drive` (asks [`Acquire::step`] what to do) -> `perform` (one action, one call) -> the backend.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock_core::{
+    Acquire, AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, FencingToken, Hint,
+    Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, SessionId, Standing, Verdict, Woken,
+};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, OptionFuture};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::Engine;
+use crate::error::{LockError, StoreError};
+use crate::gate::Pass;
+use crate::grant::{Grant, HoldLimits};
+use crate::options::{HEAD_START, LEAST_ATTEMPT, LONGEST_WAIT, REPORT_HELD_AFTER, REPORT_WAITING_AFTER, RequestOptions, TRY_LIMIT};
+use crate::session::{Enrolled, Owed, Session, Stage};
+
+/// Acquires a key, or says why not; `None` when it was only tried and another holds it.
+///
+/// Free to drop at any point: what was begun is undone in the background.
+pub(crate) async fn acquire(
+    engine: Arc<Engine>,
+    key: Key,
+    place: Place,
+    options: RequestOptions,
+) -> Result<Option<Arc<Grant>>, LockError> {
+    if engine.stopping.is_cancelled() {
+        return Err(LockError::ShutDown);
+    }
+    let started = engine.clock.now();
+    let limit = if place == Place::Try { Some(TRY_LIMIT) } else { options.wait_at_most };
+    let mut acquisition = Acquisition {
+        metadata: (!options.metadata.is_empty()).then(|| Arc::new(options.metadata.clone())),
+        acquired_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
+        cancelled: options.cancel_on.clone().unwrap_or_default(),
+        deadline: limit.map(|limit| started.plus(limit)),
+        report_at: started.plus(REPORT_WAITING_AFTER),
+        engine,
+        key,
+        place,
+        options,
+        started,
+        holder: None,
+        error: None,
+    };
+    let outcome = acquisition.contend().await;
+    if let Err(error) = &outcome {
+        tracing::debug!(key = %acquisition.key, %error, "not acquired");
+    }
+    outcome
+}
+
+/// Waits until there is a session that is believed.
+pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), LockError> {
+    if engine.stopping.is_cancelled() {
+        return Err(LockError::ShutDown);
+    }
+    let limit = engine.clock.now().plus(within);
+    let mut stage = engine.session().stage();
+    let mut last = None;
+    loop {
+        match stage.borrow_and_update().clone() {
+            Stage::Ready(_) => return Ok(()),
+            Stage::Opening { error, .. } => last = error.or(last),
+            Stage::Refused(cause) => return Err(LockError::NoSession { cause: Some(cause) }),
+            Stage::Over => return Err(LockError::NoSession { cause: last }),
+        }
+        tokio::select! {
+            biased;
+            _ = stage.changed() => {}
+            () = engine.clock.sleep_until(limit) => return Err(LockError::NoSession { cause: last }),
+        }
+    }
+}
+
+/// What stays the same over all attempts, and what was last heard.
+struct Acquisition {
+    engine: Arc<Engine>,
+    key: Key,
+    place: Place,
+    options: RequestOptions,
+    metadata: Option<Arc<Metadata>>,
+    acquired_at: Arc<str>,
+    cancelled: CancellationToken,
+    started: Moment,
+    deadline: Option<Moment>,
+    report_at: Moment,
+    holder: Option<Holder>,
+    error: Option<StoreError>,
+}
+
+impl Acquisition {
+    async fn contend(&mut self) -> Result<Option<Arc<Grant>>, LockError> {
+        loop {
+            let Some(pass) = self.pass().await? else { return Ok(None) };
+            let plan = AcquirePlan {
+                place: self.place,
+                retry: self.options.retry,
+                deadline: self.deadline,
+                attempt: Lease::attempt(self.engine.options.ttl).max(LEAST_ATTEMPT),
+                longest_wait: LONGEST_WAIT,
+            };
+            let mut attempt = Attempt { machine: Acquire::new(plan), pass: Some(pass), seat: None, call: None };
+            match self.drive(&mut attempt).await? {
+                // Granted with a session that is not believed any more: it is given back, and another is tried.
+                Verdict::Held { token } => match attempt.into_grant(token, self.limits()) {
+                    Some(grant) => return Ok(Some(grant)),
+                    None => tokio::task::yield_now().await,
+                },
+                Verdict::Busy => return Ok(None),
+                Verdict::TimedOut => return Err(self.timed_out()),
+                Verdict::Stopped => return Err(LockError::ShutDown),
+                Verdict::Failed(kind) => {
+                    let unknown = || StoreError::new(BackendError::new(kind, "the store gave no reason"));
+                    let cause = self.error.take().unwrap_or_else(unknown);
+                    return Err(LockError::Store { key: self.key.clone(), cause });
+                }
+            }
+        }
+    }
+
+    /// Waits at the gate of the key; a try does not.
+    async fn pass(&mut self) -> Result<Option<Pass>, LockError> {
+        let gates = Arc::clone(&self.engine.gates);
+        if self.place == Place::Try {
+            return Ok(gates.try_pass(&self.key));
+        }
+        let key = self.key.clone();
+        let pass = tokio::select! {
+            biased;
+            pass = gates.pass(&key) => pass,
+            error = self.interrupted(self.deadline) => return Err(error),
+        };
+        if pass.yields() && self.engine.backend.capabilities().order == Order::Unordered {
+            // This process had enough turns in a row; waiters elsewhere get a head start.
+            let (clock, until) = (self.engine.clock, self.engine.clock.now().plus(HEAD_START));
+            tokio::select! {
+                biased;
+                () = clock.sleep_until(until) => {}
+                error = self.interrupted(self.deadline) => return Err(error),
+            }
+        }
+        Ok(Some(pass))
+    }
+
+    /// Lets the machine decide until it has. An error drops the attempt, which undoes it.
+    async fn drive(&mut self, attempt: &mut Attempt) -> Result<Verdict, LockError> {
+        let mut event = AcquireEvent::Started;
+        loop {
+            let now = self.engine.clock.now();
+            event = match attempt.machine.step(event, now, Chance(fastrand::u32(..))) {
+                AcquireStep::Done(verdict) => return Ok(verdict),
+                AcquireStep::Do { action, until } => self.perform(attempt, action, until).await?,
+            };
+        }
+    }
+
+    /// One action, one call.
+    async fn perform(&mut self, attempt: &mut Attempt, action: AcquireAction, until: Moment) -> Result<AcquireEvent, LockError> {
+        let seat = match (action, &attempt.seat) {
+            (AcquireAction::AwaitSession, _) | (_, None) => return self.take_seat(attempt, until).await,
+            (_, Some(seat)) => seat,
+        };
+        let (backend, session) = (Arc::clone(&self.engine.backend), seat.id.clone());
+        let (claim, place) = (Arc::clone(&seat.claim), self.place);
+        attempt.call = match action {
+            AcquireAction::AwaitSession | AcquireAction::Pause => None,
+            AcquireAction::Claim => Some(async move { Answer::Standing(backend.claim(&session, &claim, place).await) }.boxed()),
+            AcquireAction::Confirm { cursor } => {
+                Some(async move { Answer::Standing(backend.confirm(&session, &claim, cursor).await) }.boxed())
+            }
+            AcquireAction::Wait { cursor } => {
+                Some(async move { Answer::Woken(backend.wait(&session, &claim, cursor).await) }.boxed())
+            }
+        };
+        let clock = self.engine.clock;
+        let Some(seat) = &mut attempt.seat else { return Ok(AcquireEvent::SessionLost) };
+        let call: OptionFuture<_> = attempt.call.as_mut().into();
+        let event = tokio::select! {
+            biased;
+            Some(answer) = call => self.hear(answer, &seat.session),
+            // The call stays under way: it is heard out before its claim is undone.
+            () = seat.over() => return Ok(AcquireEvent::SessionLost),
+            error = self.interrupted(None) => return Err(error),
+            () = clock.sleep_until(until) => AcquireEvent::Elapsed,
+        };
+        attempt.call = None;
+        Ok(event)
+    }
+
+    /// Gets a session that is believed, and a fresh claim for it.
+    async fn take_seat(&mut self, attempt: &mut Attempt, until: Moment) -> Result<AcquireEvent, LockError> {
+        attempt.leave_seat();
+        let session = self.engine.session();
+        let mut stage = session.stage();
+        let enrolled = session.enrol();
+        let mut failed = 0;
+        loop {
+            let now_at = stage.borrow_and_update().clone();
+            match now_at {
+                Stage::Ready(id) => {
+                    let claim = Arc::new(Claim {
+                        id: ClaimId::from_bits(fastrand::u128(..)),
+                        key: self.key.clone(),
+                        mode: Mode::Exclusive,
+                        owner: Arc::clone(&self.engine.options.owner),
+                        acquired_at: Arc::clone(&self.acquired_at),
+                        metadata: self.metadata.clone(),
+                    });
+                    attempt.seat = Some(Seat { session, id, claim, stage, _enrolled: enrolled });
+                    return Ok(AcquireEvent::SessionReady);
+                }
+                Stage::Opening { failures, error: Some(error) } if failures > failed => {
+                    failed = failures;
+                    let kind = error.kind();
+                    self.error = Some(error);
+                    let step = attempt.machine.step(AcquireEvent::SessionFailed(kind), self.engine.clock.now(), Chance::MIDDLE);
+                    if let AcquireStep::Done(_) = step {
+                        return Ok(AcquireEvent::Elapsed);
+                    }
+                }
+                Stage::Opening { .. } => {}
+                Stage::Refused(error) => {
+                    let kind = error.kind();
+                    self.error = Some(error);
+                    return Ok(AcquireEvent::SessionFailed(kind));
+                }
+                Stage::Over => return Ok(AcquireEvent::SessionLost),
+            }
+            let clock = self.engine.clock;
+            tokio::select! {
+                biased;
+                _ = stage.changed() => {}
+                error = self.interrupted(None) => return Err(error),
+                () = clock.sleep_until(until) => return Ok(AcquireEvent::Elapsed),
+            }
+        }
+    }
+
+    fn hear(&mut self, answer: Answer, session: &Session) -> AcquireEvent {
+        match answer {
+            Answer::Standing(Ok(standing)) => {
+                match &standing {
+                    Standing::Busy { holder, .. } | Standing::Waiting { holder, .. } => self.holder.clone_from(holder),
+                    // Nobody else may claim with it until its keeper has heard it from the store too.
+                    Standing::SessionGone => session.doubt(),
+                    Standing::Held { .. } | Standing::Delayed { .. } | Standing::ClaimGone => {}
+                }
+                self.error = None;
+                AcquireEvent::Answered(standing)
+            }
+            Answer::Woken(Ok(Woken { cursor, hint })) => {
+                if let Hint::StillHeld { holder: Some(holder) } = &hint {
+                    self.holder = Some(holder.clone());
+                }
+                self.error = None;
+                AcquireEvent::Woken { cursor, hint }
+            }
+            Answer::Standing(Err(error)) | Answer::Woken(Err(error)) => {
+                tracing::debug!(key = %self.key, %error, kind = ?error.kind(), "call failed");
+                let kind = error.kind();
+                self.error = Some(StoreError::new(error));
+                AcquireEvent::Failed(kind)
+            }
+        }
+    }
+
+    /// Returns when the caller or the locker wants no more of it; reports a long wait in passing.
+    async fn interrupted(&mut self, deadline: Option<Moment>) -> LockError {
+        let clock = self.engine.clock;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cancelled.cancelled() => return LockError::Cancelled { key: self.key.clone() },
+                () = self.engine.stopping.cancelled() => return LockError::ShutDown,
+                () = clock.sleep_until(deadline.unwrap_or(Moment::FAR_FUTURE)) => return self.timed_out(),
+                () = clock.sleep_until(self.report_at) => {
+                    let waited = clock.now().saturating_since(self.started);
+                    let holder = self.holder.as_ref().and_then(Holder::owner);
+                    let error = self.error.as_ref().map(tracing::field::display);
+                    tracing::info!(key = %self.key, ?waited, holder, error, "still waiting for lock");
+                    // Each report doubles the time to the next.
+                    self.report_at = clock.now().plus(waited.max(REPORT_WAITING_AFTER));
+                }
+            }
+        }
+    }
+
+    fn timed_out(&mut self) -> LockError {
+        LockError::TimedOut {
+            key: self.key.clone(),
+            waited: self.engine.clock.now().saturating_since(self.started),
+            holder: self.holder.take().map(Box::new),
+            cause: self.error.take(),
+        }
+    }
+
+    fn limits(&self) -> HoldLimits {
+        let now = self.engine.clock.now();
+        let options = &self.options;
+        HoldLimits {
+            stop_before: options.stop_before,
+            // The time to stop counts in: what runs under the lock is told so much before it is given back.
+            hold_until: options.hold_at_most.map_or(Moment::FAR_FUTURE, |most| now.plus(most.saturating_sub(options.stop_before))),
+            release_from: now.plus(options.hold_at_least),
+            report_at: now.plus(REPORT_HELD_AFTER),
+        }
+    }
+}
+
+/// What a call to the store brought.
+enum Answer {
+    Standing(Result<Standing, BackendError>),
+    Woken(Result<Woken, BackendError>),
+}
+
+/// One run of the machine; undone when dropped, unless it became a grant.
+struct Attempt {
+    machine: Acquire,
+    pass: Option<Pass>,
+    seat: Option<Seat>,
+    call: Option<BoxFuture<'static, Answer>>,
+}
+
+/// The session an attempt claims with, and its claim there.
+struct Seat {
+    session: Arc<Session>,
+    id: SessionId,
+    claim: Arc<Claim>,
+    stage: watch::Receiver<Stage>,
+    _enrolled: Enrolled,
+}
+
+impl Seat {
+    /// Returns when the session is not believed any more.
+    async fn over(&mut self) {
+        if self.stage.wait_for(|stage| !matches!(stage, Stage::Ready(_))).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Attempt {
+    fn into_grant(mut self, token: FencingToken, limits: HoldLimits) -> Option<Arc<Grant>> {
+        let seat = self.seat.as_ref()?;
+        match seat.session.grant(Arc::clone(&seat.claim), token, limits, self.pass.take()) {
+            Ok(grant) => {
+                self.seat = None;
+                Some(grant)
+            }
+            Err(pass) => {
+                self.pass = pass;
+                None
+            }
+        }
+    }
+
+    /// Gives up the session it has, but not its turn at the gate: what it claimed is undone beside.
+    fn leave_seat(&mut self) {
+        if let Some(seat) = self.seat.take() {
+            self.owe(&seat, None);
+        }
+    }
+
+    fn owe(&mut self, seat: &Seat, pass: Option<Pass>) {
+        if !self.machine.owes_release() {
+            return;
+        }
+        let under_way = self.call.take().map(|call| call.map(drop).boxed());
+        let unanswered = self.machine.is_unanswered();
+        seat.session.owe();
+        seat.session.hand_in(Owed { claim: Arc::clone(&seat.claim), pass, under_way, from: Moment::ORIGIN, unanswered });
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let Some(seat) = self.seat.take() else { return };
+        self.machine.step(AcquireEvent::Stopped, Moment::ORIGIN, Chance::MIDDLE);
+        let pass = self.pass.take();
+        self.owe(&seat, pass);
+    }
+}

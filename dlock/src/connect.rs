@@ -1,0 +1,145 @@
+//! A locker from a URL, among the backends that are compiled in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock_core::LockBackend;
+use thiserror::Error;
+
+use crate::error::LockError;
+use crate::locker::Locker;
+
+/// Opens a locker on the store that a URL names, with default options, and makes sure that it answers.
+///
+/// | URL | store | feature |
+/// |---|---|---|
+/// | `consul://host:port` | a Consul agent over HTTP | `consul` |
+/// | `consul+https://host:port` | a Consul agent over HTTPS | `consul` |
+/// | `consul+unix:///path` | a Consul agent on a unix socket | `consul` |
+/// | `memory://name` | a store in this process, shared by all who use the name | `memory` |
+///
+/// A token for Consul comes from the environment, never from the URL. Takes at most five seconds. Free to drop.
+pub async fn connect(url: &str) -> Result<Locker, ConnectError> {
+    let locker = Locker::from_arc(backend(url)?);
+    match locker.ready(CONNECT_LIMIT).await {
+        Ok(()) => Ok(locker),
+        Err(error) => Err(ConnectError::NotReady { url: without_secrets(url), source: Box::new(error) }),
+    }
+}
+
+/// How long [`connect`] waits for the store.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// The backend that a URL names; sends nothing.
+pub fn backend(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err(ConnectError::NoScheme { url: without_secrets(url) });
+    };
+    match scheme {
+        "consul" | "consul+http" | "consul+https" | "consul+unix" => consul(url),
+        "memory" => memory(rest),
+        _ => Err(ConnectError::UnknownScheme { scheme: scheme.to_owned() }),
+    }
+}
+
+#[cfg(feature = "consul")]
+fn consul(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    match dlock_consul::Consul::from_url(url) {
+        Ok(consul) => Ok(Arc::new(consul)),
+        Err(error) => Err(ConnectError::Backend { url: without_secrets(url), source: Box::new(error) }),
+    }
+}
+
+#[cfg(not(feature = "consul"))]
+fn consul(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    Err(ConnectError::FeatureOff { feature: "consul" })
+}
+
+#[cfg(feature = "memory")]
+fn memory(name: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    if name.is_empty() {
+        return Err(ConnectError::NoName);
+    }
+    Ok(Arc::new(dlock_testkit::memory::Memory::named(name)))
+}
+
+#[cfg(not(feature = "memory"))]
+fn memory(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    Err(ConnectError::FeatureOff { feature: "memory" })
+}
+
+/// The URL without what might be a password in it, for messages.
+fn without_secrets(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let authority = rest.split('/').next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://…@{host}{}", &rest[authority.len()..]),
+        None if scheme.is_empty() => rest.to_owned(),
+        None => format!("{scheme}://{rest}"),
+    }
+}
+
+/// Why there is no locker for a URL.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The text is no URL.
+    #[error("{url:?} names no store; use for example \"consul://127.0.0.1:8500\" or \"memory://name\"")]
+    NoScheme {
+        /// The refused text.
+        url: String,
+    },
+    /// No backend goes by this scheme.
+    #[error("unknown scheme {scheme:?}; known are consul, consul+https, consul+unix and memory")]
+    UnknownScheme {
+        /// The refused scheme.
+        scheme: String,
+    },
+    /// The backend exists, but is not compiled in.
+    #[error("the backend for this URL is not compiled in; enable the cargo feature {feature:?} of dlock-rs")]
+    FeatureOff {
+        /// The feature to enable.
+        feature: &'static str,
+    },
+    /// A store in memory needs a name.
+    #[error("a store in memory needs a name, for example \"memory://demo\"")]
+    NoName,
+    /// The backend refused its configuration.
+    #[error("cannot use {url:?}")]
+    Backend {
+        /// The URL, without secrets.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store did not answer, or refused a session.
+    #[error("the store at {url:?} is not ready")]
+    NotReady {
+        /// The URL, without secrets.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: Box<LockError>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_hold_no_secrets() {
+        assert_eq!(without_secrets("consul://user:pass@host:1/x?token=t"), "consul://…@host:1/x");
+        assert_eq!(without_secrets("consul://host:1"), "consul://host:1");
+    }
+
+    #[test]
+    fn what_is_no_url_of_a_store_is_refused_with_what_would_be() {
+        for (url, hint) in [("localhost:8500", "consul://"), ("redis://x", "known are consul"), ("", "consul://")] {
+            let error = backend(url).unwrap_err().to_string();
+            assert!(error.contains(hint), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! One leader among many candidates, by the lock of a key.
+
+use std::future::Future;
+use std::ops::{ControlFlow, Deref};
+use std::time::Duration;
+
+use dlock_core::{Chance, RetryPolicy};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{LockError, ReleaseUnknown};
+use crate::guard::{LockGuard, ReleaseOutcome};
+use crate::held::Held;
+use crate::options::InvalidOptions;
+use crate::request::{LockRequest, Wanted};
+
+/// An election: candidates campaign, one leads, the others wait.
+///
+/// ```no_run
+/// # async fn example(locker: dlock::Locker) -> Result<(), dlock::LockError> {
+/// use std::ops::ControlFlow;
+///
+/// locker
+///     .election("scheduler")
+///     .lead(|term| async move {
+///         while term.check().is_ok() {
+///             // what only the leader does
+///             # return ControlFlow::Break(());
+///         }
+///         ControlFlow::Continue(())
+///     })
+///     .await
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens until a campaign is awaited"]
+pub struct Election {
+    wanted: Wanted,
+}
+
+impl Election {
+    /// How long a leader that continued, or lost its term, pauses before it campaigns again, at the least.
+    pub const PAUSE: Duration = Duration::from_millis(100);
+
+    pub(crate) fn new(wanted: Wanted) -> Self {
+        Self { wanted }
+    }
+
+    /// Adds an entry for others to read while this candidate leads. Names that dlock writes itself are refused.
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        if let Err(reserved) = self.wanted.options.metadata.insert(name, value) {
+            self.wanted.options.mistake.get_or_insert(InvalidOptions::from(reserved));
+        }
+        self
+    }
+
+    /// Tells a leader of loss so much ahead of its deadline. Defaults to zero.
+    pub fn stop_before(mut self, stop_before: Duration) -> Self {
+        self.wanted.options.stop_before = stop_before;
+        self
+    }
+
+    /// The pauses between attempts that failed, and between terms. Defaults to [`RetryPolicy::default`].
+    pub fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.wanted.options.retry = retry;
+        self
+    }
+
+    /// Ends campaigns with [`LockError::Cancelled`] when this token is cancelled. A term that has begun goes on.
+    pub fn cancel_on(mut self, token: CancellationToken) -> Self {
+        self.wanted.options.cancel_on = Some(token);
+        self
+    }
+
+    /// Waits to be elected. Free to drop: the candidacy is withdrawn.
+    pub async fn campaign(&self) -> Result<Leadership, LockError> {
+        let guard = LockRequest { wanted: self.wanted.clone() }.await?;
+        tracing::info!(key = %guard.key(), token = ?guard.token(), "elected");
+        Ok(Leadership { guard })
+    }
+
+    /// Campaigns, works while it leads, and campaigns again when the term was lost, until the work breaks.
+    ///
+    /// The work is dropped when the term is lost. [`ControlFlow::Break`] resigns and ends with its value;
+    /// [`ControlFlow::Continue`] resigns and campaigns again after a pause by the retry policy, so that others get a chance. Ends with an error
+    /// when a campaign fails. Free to drop: work and term are given up.
+    pub async fn lead<F, Fut, B>(&self, mut work: F) -> Result<B, LockError>
+    where
+        F: FnMut(Held) -> Fut,
+        Fut: Future<Output = ControlFlow<B>>,
+    {
+        loop {
+            let leadership = self.campaign().await?;
+            let outcome = leadership.guarded(work(leadership.held())).await;
+            match &outcome {
+                Err(lost) => tracing::warn!(error = %lost, "term lost, campaigning again"),
+                Ok(_) => {
+                    if let Err(unknown) = leadership.resign().await {
+                        tracing::warn!(error = %unknown, "resignation not answered yet");
+                    }
+                }
+            }
+            if let Ok(ControlFlow::Break(value)) = outcome {
+                return Ok(value);
+            }
+            self.pause().await?;
+        }
+    }
+
+    async fn pause(&self) -> Result<(), LockError> {
+        let engine = self.wanted.locker.engine();
+        let chance = Chance(fastrand::u32(..));
+        let pause = self.wanted.options.retry.pause(1, chance).unwrap_or(Self::PAUSE).max(Self::PAUSE);
+        let key = self.wanted.key.clone()?;
+        let cancelled = self.wanted.options.cancel_on.clone().unwrap_or_default();
+        tokio::select! {
+            biased;
+            () = cancelled.cancelled() => Err(LockError::Cancelled { key }),
+            () = engine.stopping.cancelled() => Err(LockError::ShutDown),
+            () = engine.clock.sleep_until(engine.clock.now().plus(pause)) => Ok(()),
+        }
+    }
+}
+
+/// One term of a leader; given up when it is [resigned](Self::resign) or dropped.
+///
+/// Dereferences to [`Held`].
+#[derive(Debug)]
+#[must_use = "the term ends at once if it is not kept"]
+pub struct Leadership {
+    guard: LockGuard,
+}
+
+impl Leadership {
+    /// An owned witness of this term.
+    pub fn held(&self) -> Held {
+        self.guard.held()
+    }
+
+    /// Gives the term up, so that another is elected at once. As [`LockGuard::release`].
+    pub async fn resign(self) -> Result<ReleaseOutcome, ReleaseUnknown> {
+        self.guard.release().await
+    }
+}
+
+impl Deref for Leadership {
+    type Target = Held;
+
+    fn deref(&self) -> &Held {
+        &self.guard
+    }
+}

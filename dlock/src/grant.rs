@@ -1,0 +1,138 @@
+//! One lock that this process holds, as the guard, its witnesses and the keeper share it.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use dlock_core::{Claim, FencingToken, Loss, Moment};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::gate::Pass;
+use crate::session::{Owed, Session};
+
+/// A granted claim and what is believed of it.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub(crate) claim: Arc<Claim>,
+    pub(crate) token: FencingToken,
+    pub(crate) session: Arc<Session>,
+    pub(crate) granted_at: Moment,
+    pub(crate) limits: HoldLimits,
+    loss: AtomicU8,
+    lost: Notify,
+    cancellation: OnceLock<CancellationToken>,
+    pass: Mutex<Option<Pass>>,
+}
+
+/// The bounds on how long one lock is held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldLimits {
+    pub(crate) stop_before: Duration,
+    /// Belief ends here whatever the session says.
+    pub(crate) hold_until: Moment,
+    /// The lock is not given back before.
+    pub(crate) release_from: Moment,
+    /// A lock held until here is reported.
+    pub(crate) report_at: Moment,
+}
+
+impl Grant {
+    pub(crate) fn new(
+        claim: Arc<Claim>,
+        token: FencingToken,
+        session: Arc<Session>,
+        granted_at: Moment,
+        limits: HoldLimits,
+    ) -> Self {
+        let (loss, lost, cancellation, pass) = (AtomicU8::new(0), Notify::new(), OnceLock::new(), Mutex::new(None));
+        Self { claim, token, session, granted_at, limits, loss, lost, cancellation, pass }
+    }
+
+    /// Keeps the gate of the key closed from here on.
+    pub(crate) fn keep_gate(&self, pass: Option<Pass>) {
+        *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = pass;
+    }
+
+    /// What is owed to the store for this grant, once it was [taken](Session::take) out of its session.
+    pub(crate) fn owed(&self) -> Owed {
+        let pass = self.pass.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Not a loss, so nobody is told; but a witness that outlives its guard must not go on believing.
+        _ = self.loss.compare_exchange(0, code(Loss::Released), Ordering::AcqRel, Ordering::Acquire);
+        let claim = Arc::clone(&self.claim);
+        Owed { claim, pass, under_way: None, from: self.limits.release_from, unanswered: false }
+    }
+
+    /// Until when the lock is surely held, as far as is known now.
+    pub(crate) fn valid_until(&self) -> Moment {
+        self.session.believed_until().minus(self.limits.stop_before).min(self.limits.hold_until)
+    }
+
+    /// Why the lock is not held at this moment, if it is not. Looks at the deadline, not only at what was told.
+    pub(crate) fn loss(&self, now: Moment) -> Option<Loss> {
+        if let Some(loss) = self.told() {
+            return Some(loss);
+        }
+        if now < self.valid_until() {
+            return None;
+        }
+        let loss = if now >= self.limits.hold_until { Loss::HeldTooLong } else { self.session.loss().unwrap_or(Loss::Expired) };
+        self.lose(loss);
+        self.told()
+    }
+
+    /// Ends belief for good and tells everyone; the first reason stays.
+    pub(crate) fn lose(&self, loss: Loss) {
+        if self.loss.compare_exchange(0, code(loss), Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        tracing::warn!(key = %self.claim.key, token = %self.token, owner = %self.claim.owner, reason = %loss, "lock lost");
+        self.lost.notify_waiters();
+        if let Some(cancellation) = self.cancellation.get() {
+            cancellation.cancel();
+        }
+    }
+
+    /// Returns when the lock is lost, at once if it already is. Does not depend on the keeper: the deadline fires by itself.
+    pub(crate) async fn lost(&self) -> Loss {
+        loop {
+            let told = self.lost.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
+            let clock = self.session.clock();
+            match self.loss(clock.now()) {
+                Some(Loss::Released) => std::future::pending().await,
+                Some(loss) => return loss,
+                None => {}
+            }
+            tokio::select! {
+                biased;
+                () = told => {}
+                () = clock.sleep_until(self.valid_until()) => {}
+            }
+        }
+    }
+
+    pub(crate) fn cancellation(&self) -> CancellationToken {
+        let token = self.cancellation.get_or_init(CancellationToken::new).clone();
+        if self.told().is_some_and(|loss| loss != Loss::Released) {
+            token.cancel();
+        }
+        token
+    }
+
+    fn told(&self) -> Option<Loss> {
+        reason(self.loss.load(Ordering::Acquire))
+    }
+}
+
+const REASONS: [Loss; 6] = [Loss::Expired, Loss::SessionGone, Loss::KeyDeleted, Loss::TakenOver, Loss::HeldTooLong, Loss::Shutdown];
+
+fn code(loss: Loss) -> u8 {
+    // A reason that is newer than this list is told as the most general one.
+    REASONS.iter().position(|reason| *reason == loss).map_or(1, |position| position as u8 + 1)
+}
+
+fn reason(code: u8) -> Option<Loss> {
+    REASONS.get(usize::from(code).checked_sub(1)?).copied()
+}

@@ -1,0 +1,130 @@
+//! A witness that a lock is held, for the code that runs under it.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock_core::{ClaimId, FencingToken, Key, Loss, Metadata};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{CheckError, Lost};
+use crate::grant::Grant;
+
+/// A witness that a lock is held: what inner functions take that must only run under it.
+///
+/// Cheap to clone and to send; cannot release. A witness may outlive its guard; it then says that the lock is
+/// [lost](Self::check) once that is so, or released.
+#[derive(Clone)]
+pub struct Held {
+    pub(crate) grant: Arc<Grant>,
+}
+
+impl Held {
+    /// The key.
+    pub fn key(&self) -> &Key {
+        &self.grant.claim.key
+    }
+
+    /// The fencing token of this grant, to go along with every write to the protected resource.
+    ///
+    /// `None` for shared and permit holders, whom no order separates: a [`Fence`](crate::Fence) cannot take them.
+    pub fn token(&self) -> Option<FencingToken> {
+        Some(self.grant.token)
+    }
+
+    /// The id of the claim behind this grant, as others read it in the metadata.
+    pub fn claim(&self) -> ClaimId {
+        self.grant.claim.id
+    }
+
+    /// All that others read of this holder.
+    pub fn metadata(&self) -> Metadata {
+        self.grant.claim.published()
+    }
+
+    /// Until when the lock is surely held, as far as is known now, on the runtime's clock; renewals move it on.
+    ///
+    /// It already leaves out the margin against clock rate and what `stop_before` asks for.
+    pub fn valid_until(&self) -> Instant {
+        self.grant.session.clock().to_instant(self.grant.valid_until())
+    }
+
+    /// How long the lock is surely held from now on, unless somebody interferes.
+    pub fn remaining(&self) -> Duration {
+        let now = self.grant.session.clock().now();
+        if self.grant.loss(now).is_some() {
+            return Duration::ZERO;
+        }
+        self.grant.valid_until().saturating_since(now)
+    }
+
+    /// Whether the lock is held at this moment: looks at the clock, sends nothing.
+    pub fn check(&self) -> Result<(), Lost> {
+        match self.grant.loss(self.grant.session.clock().now()) {
+            None => Ok(()),
+            Some(reason) => Err(self.lost_for(reason)),
+        }
+    }
+
+    /// Whether the lock is surely held for another `needed`: enough for the next step?
+    ///
+    /// This is what blocking work must ask before each step, since it cannot be cancelled from outside.
+    pub fn check_for(&self, needed: Duration) -> Result<(), CheckError> {
+        self.check()?;
+        let left = self.remaining();
+        if left < needed {
+            return Err(CheckError::TooShort { key: self.key().clone(), left, asked: needed });
+        }
+        Ok(())
+    }
+
+    /// Returns when the lock is lost, at once if it already is, and says why. May be awaited by many; does not return on release.
+    ///
+    /// Fires at the local deadline even if the store hangs. Free to drop.
+    pub async fn lost(&self) -> Loss {
+        self.grant.lost().await
+    }
+
+    /// A token that is cancelled when the lock is lost, to hand to code that knows nothing of locks.
+    ///
+    /// It is not cancelled on release.
+    pub fn cancellation(&self) -> CancellationToken {
+        self.grant.cancellation()
+    }
+
+    /// Runs `work` for as long as the lock is held; drops it at the local deadline at the latest.
+    ///
+    /// The deadline is looked at before every poll of the work. Dropping stops async work at its next await; blocking work inside it must
+    /// ask [`check_for`](Self::check_for) by itself. Free to drop.
+    pub async fn guarded<F: Future>(&self, work: F) -> Result<F::Output, Lost> {
+        let lost = self.lost();
+        tokio::pin!(work, lost);
+        std::future::poll_fn(|cx| {
+            if let std::task::Poll::Ready(reason) = lost.as_mut().poll(cx) {
+                return std::task::Poll::Ready(Err(self.lost_for(reason)));
+            }
+            // `lost` looks at the clock only when it is woken; the work must not run a poll too far.
+            if let Err(lost) = self.check() {
+                return std::task::Poll::Ready(Err(lost));
+            }
+            work.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    pub(crate) fn lost_for(&self, reason: Loss) -> Lost {
+        Lost { key: self.key().clone(), reason }
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("key", self.key())
+            .field("token", &self.grant.token)
+            .field("remaining", &self.remaining())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,198 @@
+//! What users hold: the way to locks of one store.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock_core::{Inspection, InvalidKey, Key, LockBackend};
+
+use crate::election::Election;
+use crate::engine::Engine;
+use crate::error::{LockError, StoreError};
+use crate::options::{self, InvalidOptions, LockerOptions, RequestOptions};
+use crate::request::{LockRequest, TryRequest, Wanted};
+use crate::shutdown::{ShutdownReport, shut_down};
+
+/// The way to the locks of one store; cheap to clone, to be shared by the whole process.
+///
+/// All locks of a locker share one session at the store. It is opened by the first acquisition and kept by a background task on the runtime
+/// of that call; if that runtime ends, the next awaited call starts the task again. When the last clone and the last
+/// guard are gone, what is held is given back and the session closed; [`shutdown`](Self::shutdown) does so at once and reports.
+#[derive(Clone)]
+pub struct Locker {
+    handle: Arc<Handle>,
+}
+
+/// Dropped with the last clone.
+struct Handle {
+    engine: Arc<Engine>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.engine.leave();
+    }
+}
+
+impl Locker {
+    /// A locker with default options.
+    pub fn new(backend: impl LockBackend) -> Self {
+        Self::from_arc(Arc::new(backend))
+    }
+
+    /// A locker with default options on a backend chosen at run time.
+    pub fn from_arc(backend: Arc<dyn LockBackend>) -> Self {
+        let builder = LockerBuilder::new(backend);
+        let options = builder.options_unchecked();
+        Self::with(builder.backend, options)
+    }
+
+    /// A locker whose options are set one by one.
+    pub fn builder(backend: impl LockBackend) -> LockerBuilder {
+        LockerBuilder::new(Arc::new(backend))
+    }
+
+    fn with(backend: Arc<dyn LockBackend>, options: LockerOptions) -> Self {
+        Self { handle: Arc::new(Handle { engine: Arc::new(Engine::new(backend, options)) }) }
+    }
+
+    pub(crate) fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.handle.engine)
+    }
+
+    /// Asks for the lock of a key; await the request to wait for it.
+    pub fn lock(&self, key: impl AsRef<str>) -> LockRequest {
+        LockRequest { wanted: self.want(key.as_ref()) }
+    }
+
+    /// Asks for the lock of a key if it is free now; await the request for the guard, or for `None`.
+    pub fn try_lock(&self, key: impl AsRef<str>) -> TryRequest {
+        TryRequest { wanted: self.want(key.as_ref()) }
+    }
+
+    /// An election of one leader, by the lock of a key.
+    pub fn election(&self, name: impl AsRef<str>) -> Election {
+        Election::new(self.want(name.as_ref()))
+    }
+
+    fn want(&self, key: &str) -> Wanted {
+        let key = Key::new(key).map_err(LockError::Key);
+        Wanted { locker: self.clone(), key, options: RequestOptions::default() }
+    }
+
+    /// Who holds a key and, where the store knows, who waits for it; asks the store once.
+    pub async fn inspect(&self, key: impl AsRef<str>) -> Result<Inspection, InspectError> {
+        let key = Key::new(key)?;
+        let engine = self.engine();
+        let clock = engine.clock;
+        let limit = clock.now().plus(options::TRY_LIMIT);
+        tokio::select! {
+            biased;
+            inspection = engine.backend.inspect(&key) => inspection.map_err(|error| InspectError::Store(StoreError::new(error))),
+            () = clock.sleep_until(limit) => Err(InspectError::TimedOut { key, limit: options::TRY_LIMIT }),
+        }
+    }
+
+    /// Ends this locker and all its clones within the given time, and says what was given back and what was not.
+    ///
+    /// New requests are refused and waiting ones end with [`LockError::ShutDown`]. Every guard is told
+    /// [`Loss::Shutdown`](dlock_core::Loss::Shutdown); a lock whose guard lives on is not given away under it, but is not renewed
+    /// any more either. Free to drop; to be called again to go on.
+    pub async fn shutdown(&self, within: Duration) -> ShutdownReport {
+        shut_down(&self.handle.engine, within).await
+    }
+
+    /// Opens the session now instead of with the first lock, to find out that address, permissions and ttl are right.
+    pub async fn ready(&self, within: Duration) -> Result<(), LockError> {
+        crate::acquisition::ready(&self.engine(), within).await
+    }
+
+    /// The ttl that sessions are opened with.
+    pub fn ttl(&self) -> Duration {
+        self.handle.engine.options.ttl
+    }
+
+    /// Who holds this locker's locks, as others read it: `host/pid/name`.
+    pub fn owner(&self) -> &str {
+        &self.handle.engine.options.owner
+    }
+}
+
+impl fmt::Debug for Locker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = &self.handle.engine;
+        f.debug_struct("Locker")
+            .field("backend", &engine.backend)
+            .field("owner", &engine.options.owner)
+            .field("ttl", &engine.options.ttl)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Options of a [`Locker`].
+#[derive(Debug)]
+pub struct LockerBuilder {
+    backend: Arc<dyn LockBackend>,
+    ttl: Option<Duration>,
+    name: String,
+}
+
+impl LockerBuilder {
+    fn new(backend: Arc<dyn LockBackend>) -> Self {
+        Self { backend, ttl: None, name: "dlock".to_owned() }
+    }
+
+    /// How long a lock outlives its silent holder at the store, at least. Defaults to 15 s, moved into the store's range.
+    ///
+    /// A shorter ttl means a faster takeover after a crash, and less patience with a slow store or a busy runtime.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// The name of this program, the last part of `host/pid/name` by which others know a holder. Defaults to `dlock`.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Checks the options and makes the locker; sends nothing.
+    pub fn build(self) -> Result<Locker, InvalidOptions> {
+        let options = self.options_unchecked();
+        options::validate_ttl(options.ttl, self.backend.capabilities())?;
+        Ok(Locker::with(self.backend, options))
+    }
+
+    fn options_unchecked(&self) -> LockerOptions {
+        let range = self.backend.capabilities().ttl;
+        let ttl = self.ttl.unwrap_or_else(|| options::DEFAULT_TTL.clamp(range.min, range.max));
+        LockerOptions { ttl, owner: format!("{}/{}/{}", host(), std::process::id(), self.name).into() }
+    }
+}
+
+fn host() -> String {
+    let host = rustix::system::uname();
+    host.nodename().to_string_lossy().into_owned()
+}
+
+/// Why a key could not be looked at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InspectError {
+    /// The key is no name that a store takes verbatim; nothing was sent.
+    #[error(transparent)]
+    Key(#[from] InvalidKey),
+    /// The store failed.
+    #[error("the store could not be asked")]
+    Store(#[source] StoreError),
+    /// The store did not answer.
+    #[error("the store did not answer about {key} within {limit:?}")]
+    TimedOut {
+        /// The key.
+        key: Key,
+        /// How long was waited.
+        limit: Duration,
+    },
+}

@@ -1,0 +1,170 @@
+//! What can be set, with its defaults and what does not go together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock_core::{Capabilities, InvalidRetryPolicy, Lease, Metadata, ReservedName, RetryPolicy, TtlRange};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+/// What holds for a whole locker.
+#[derive(Clone, Debug)]
+pub(crate) struct LockerOptions {
+    pub(crate) ttl: Duration,
+    pub(crate) owner: Arc<str>,
+}
+
+/// The default ttl, as in Consul's own tools.
+pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(15);
+/// Below this, the margin against clock rate leaves too little of a ttl to work with.
+pub(crate) const LEAST_TTL: Duration = Duration::from_millis(200);
+/// How long one claim or release may take at least, even if the ttl is tiny.
+pub(crate) const LEAST_ATTEMPT: Duration = Duration::from_millis(100);
+/// What waiters elsewhere get after this process had its turns in a row.
+pub(crate) const HEAD_START: Duration = Duration::from_millis(25);
+/// How long a try goes on when the store does not answer.
+pub(crate) const TRY_LIMIT: Duration = Duration::from_secs(5);
+/// How long a wait goes on before it is reported.
+pub(crate) const REPORT_WAITING_AFTER: Duration = Duration::from_secs(10);
+/// How long a lock is held before it is reported.
+pub(crate) const REPORT_HELD_AFTER: Duration = Duration::from_secs(300);
+/// The longest single wait at the store before the claim asks again by itself.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(75);
+
+/// The most that dlock's own entries take besides the owner's name.
+const RESERVED_BYTES: usize = 128;
+
+/// What holds for one acquisition.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RequestOptions {
+    pub(crate) wait_at_most: Option<Duration>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) metadata: Metadata,
+    pub(crate) hold_at_most: Option<Duration>,
+    pub(crate) hold_at_least: Duration,
+    pub(crate) stop_before: Duration,
+    pub(crate) cancel_on: Option<CancellationToken>,
+    /// The first mistake made while building, told when the request is awaited.
+    pub(crate) mistake: Option<InvalidOptions>,
+}
+
+impl RequestOptions {
+    /// The size of what will be published, with the entries that dlock adds.
+    pub(crate) fn metadata_bytes(&self, owner: &str) -> usize {
+        let user = serde_json::to_string(&self.metadata).map_or(usize::MAX, |json| json.len());
+        let owner = serde_json::to_string(owner).map_or(usize::MAX, |json| json.len());
+        // The names, a timestamp, a claim id, quotes and commas.
+        user.saturating_add(owner).saturating_add(RESERVED_BYTES)
+    }
+
+    pub(crate) fn validate(&self, ttl: Duration) -> Result<(), InvalidOptions> {
+        if let Some(mistake) = &self.mistake {
+            return Err(mistake.clone());
+        }
+        self.retry.validate()?;
+        if self.hold_at_most.is_some_and(|most| most.is_zero()) {
+            return Err(InvalidOptions::HoldsNothing);
+        }
+        if let Some(most) = self.hold_at_most
+            && self.hold_at_least > most
+        {
+            return Err(InvalidOptions::HoldAtLeastAboveMost { least: self.hold_at_least, most });
+        }
+        // Renewals come every third of the ttl; a stop before the last third would fire although all is well.
+        let longest = (ttl - Lease::margin(ttl)) / 2;
+        if self.stop_before > longest {
+            return Err(InvalidOptions::StopBeforeTooLong { stop_before: self.stop_before, longest, ttl });
+        }
+        if let Some(most) = self.hold_at_most
+            && self.stop_before >= most
+        {
+            return Err(InvalidOptions::StopBeforeAboveHoldAtMost { stop_before: self.stop_before, most });
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn validate_ttl(ttl: Duration, capabilities: &Capabilities) -> Result<(), InvalidOptions> {
+    let range = capabilities.ttl;
+    if ttl < LEAST_TTL {
+        return Err(InvalidOptions::TtlTooShort { ttl });
+    }
+    if !range.contains(ttl) {
+        return Err(InvalidOptions::TtlOutOfRange { ttl, range });
+    }
+    Ok(())
+}
+
+/// Options that cannot be followed; nothing was sent.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidOptions {
+    /// The ttl leaves no time to work.
+    #[error("a ttl of {ttl:?} is too short to hold a lock reliably; use at least {LEAST_TTL:?}, better 15 s")]
+    TtlTooShort {
+        /// The refused ttl.
+        ttl: Duration,
+    },
+    /// The store does not accept the ttl.
+    #[error("this store accepts a ttl from {:?} to {:?}, not {ttl:?}", .range.min, .range.max)]
+    TtlOutOfRange {
+        /// The refused ttl.
+        ttl: Duration,
+        /// What the store accepts.
+        range: TtlRange,
+    },
+    /// The metadata uses a name of dlock's.
+    #[error(transparent)]
+    ReservedMetadata(#[from] ReservedName),
+    /// The metadata is larger than the store takes.
+    #[error("the metadata takes {bytes} bytes as JSON, this store accepts {limit}")]
+    MetadataTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// What the store accepts.
+        limit: usize,
+    },
+    /// The key is longer than the store takes.
+    #[error("the key has {bytes} bytes, this store accepts {limit}")]
+    KeyTooLong {
+        /// Its length.
+        bytes: usize,
+        /// What the store accepts.
+        limit: usize,
+    },
+    /// The retry policy contradicts itself.
+    #[error(transparent)]
+    Retry(#[from] InvalidRetryPolicy),
+    /// A lock that may be held for no time.
+    #[error("hold_at_most must be longer than zero")]
+    HoldsNothing,
+    /// The two bounds on holding contradict each other.
+    #[error("hold_at_least {least:?} is longer than hold_at_most {most:?}")]
+    HoldAtLeastAboveMost {
+        /// The lower bound.
+        least: Duration,
+        /// The upper bound.
+        most: Duration,
+    },
+    /// `stop_before` would fire between two renewals that are in time.
+    #[error("stop_before {stop_before:?} is too long for a ttl of {ttl:?}; use at most {longest:?}, or a longer ttl")]
+    StopBeforeTooLong {
+        /// The refused duration.
+        stop_before: Duration,
+        /// The longest that fits.
+        longest: Duration,
+        /// The ttl of the locker.
+        ttl: Duration,
+    },
+    /// Nothing would be left of the time the lock may be held.
+    #[error("stop_before {stop_before:?} leaves nothing of hold_at_most {most:?}")]
+    StopBeforeAboveHoldAtMost {
+        /// The time to stop.
+        stop_before: Duration,
+        /// The time to hold.
+        most: Duration,
+    },
+    /// `wait_at_most` makes no sense for a try.
+    #[error("a try does not wait for others; use lock(..).wait_at_most(..) instead of try_lock(..).wait_at_most(..)")]
+    TryDoesNotWait,
+}

@@ -1,0 +1,176 @@
+//! A lock that is wanted: what can be said about it before it is awaited.
+
+use std::future::{Future, IntoFuture};
+use std::time::Duration;
+
+use dlock_core::{Key, Place, RetryPolicy};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::acquisition::acquire;
+use crate::error::{LockError, RunError};
+use crate::guard::LockGuard;
+use crate::held::Held;
+use crate::locker::Locker;
+use crate::options::{InvalidOptions, RequestOptions};
+
+/// A lock that is wanted; await it to wait for it, or [`run`](Self::run) work under it.
+///
+/// Nothing is sent before it is awaited. Dropping the future at any point leaves nothing behind: what was begun is undone in the
+/// background.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens until the request is awaited or run"]
+pub struct LockRequest {
+    pub(crate) wanted: Wanted,
+}
+
+/// A lock that is wanted only if it is free now; await it for the guard, or for `None` when another holds it.
+///
+/// Goes on for at most five seconds if the store does not answer.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens until the request is awaited"]
+pub struct TryRequest {
+    pub(crate) wanted: Wanted,
+}
+
+/// What both kinds of request say.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) locker: Locker,
+    pub(crate) key: Result<Key, LockError>,
+    pub(crate) options: RequestOptions,
+}
+
+macro_rules! common_options {
+    () => {
+        /// Adds an entry for others to read while the lock is held. Names that dlock writes itself are refused.
+        pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+            if let Err(reserved) = self.wanted.options.metadata.insert(name, value) {
+                self.wanted.options.mistake.get_or_insert(InvalidOptions::from(reserved));
+            }
+            self
+        }
+
+        /// The longest the lock may be held. Belief ends and guarded work is dropped then, and the lock is given back even if
+        /// the guard lives. Defaults to no limit.
+        pub fn hold_at_most(mut self, most: Duration) -> Self {
+            self.wanted.options.hold_at_most = Some(most);
+            self
+        }
+
+        /// The lock stays taken for so long even if it is released earlier, so that a short job is not run again by a
+        /// machine whose clock is behind. Holds for as long as the locker lives. Defaults to zero.
+        pub fn hold_at_least(mut self, least: Duration) -> Self {
+            self.wanted.options.hold_at_least = least;
+            self
+        }
+
+        /// Tells of loss so much ahead of the deadline, for work that needs time to stop. At most about half of the
+        /// ttl. Defaults to zero.
+        pub fn stop_before(mut self, stop_before: Duration) -> Self {
+            self.wanted.options.stop_before = stop_before;
+            self
+        }
+
+        /// The pauses between attempts that failed. Defaults to [`RetryPolicy::default`].
+        pub fn retry(mut self, retry: RetryPolicy) -> Self {
+            self.wanted.options.retry = retry;
+            self
+        }
+
+        /// Gives up with [`LockError::Cancelled`] when this token is cancelled. Has no effect once the lock is held.
+        pub fn cancel_on(mut self, token: CancellationToken) -> Self {
+            self.wanted.options.cancel_on = Some(token);
+            self
+        }
+    };
+}
+
+impl LockRequest {
+    common_options!();
+
+    /// Gives up with [`LockError::TimedOut`] after so long, time in this process's own queue included. Defaults to no limit.
+    pub fn wait_at_most(mut self, most: Duration) -> Self {
+        self.wanted.options.wait_at_most = Some(most);
+        self
+    }
+
+    /// Takes the lock, runs `work` under it, and gives it back; drops the work when the lock is lost.
+    ///
+    /// A release that fails after the work has finished never hides its value: it is logged and goes on in the background. Free to
+    /// drop: work and lock are given up.
+    pub async fn run<F, Fut>(self, work: F) -> Result<Fut::Output, RunError>
+    where
+        F: FnOnce(Held) -> Fut,
+        Fut: Future,
+    {
+        let guard = self.await?;
+        let value = guard.guarded(work(guard.held())).await?;
+        if let Err(unknown) = guard.release().await {
+            tracing::warn!(error = %unknown, "the work under the lock is done, its release is not answered yet");
+        }
+        Ok(value)
+    }
+}
+
+impl TryRequest {
+    common_options!();
+
+    /// Tries; runs `work` under the lock if it is free, gives it back, and drops the work when the lock is lost.
+    ///
+    /// `None` when another holds it. Otherwise as [`LockRequest::run`].
+    pub async fn run<F, Fut>(self, work: F) -> Result<Option<Fut::Output>, RunError>
+    where
+        F: FnOnce(Held) -> Fut,
+        Fut: Future,
+    {
+        let Some(guard) = self.await? else { return Ok(None) };
+        let value = guard.guarded(work(guard.held())).await?;
+        if let Err(unknown) = guard.release().await {
+            tracing::warn!(error = %unknown, "the work under the lock is done, its release is not answered yet");
+        }
+        Ok(Some(value))
+    }
+}
+
+impl Wanted {
+    async fn acquire(self, place: Place) -> Result<Option<LockGuard>, LockError> {
+        let key = self.key?;
+        let engine = self.locker.engine();
+        let limits = engine.backend.capabilities().limits;
+        self.options.validate(engine.options.ttl)?;
+        if key.as_str().len() > limits.key_bytes {
+            return Err(InvalidOptions::KeyTooLong { bytes: key.as_str().len(), limit: limits.key_bytes }.into());
+        }
+        let bytes = self.options.metadata_bytes(&engine.options.owner);
+        if bytes > limits.metadata_bytes {
+            return Err(InvalidOptions::MetadataTooLarge { bytes, limit: limits.metadata_bytes }.into());
+        }
+        let span = tracing::debug_span!("lock", %key, ?place);
+        // The locker lives at least as long as the acquisition, so that its sessions are not closed under it.
+        let _alive = self.locker.clone();
+        let grant = acquire(engine.clone(), key, place, self.options).instrument(span).await?;
+        Ok(grant.map(|grant| LockGuard::new(grant, engine)))
+    }
+}
+
+impl IntoFuture for LockRequest {
+    type Output = Result<LockGuard, LockError>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        // A queue place is only given up for a guard or an error, never for `None`.
+        self.wanted.acquire(Place::Queue).map(|outcome| outcome.and_then(|guard| guard.ok_or(LockError::ShutDown))).boxed()
+    }
+}
+
+impl IntoFuture for TryRequest {
+    type Output = Result<Option<LockGuard>, LockError>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        self.wanted.acquire(Place::Try).boxed()
+    }
+}

@@ -1,0 +1,473 @@
+//! One session of this locker: what is believed of it, what it holds, and what it still owes the store.
+//!
+//! Everyone may look and hand things in; only the session's [keeper](crate::keeper) steps its lease.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use dlock_core::{
+    Chance, Claim, ClaimId, FencingToken, Granted, Health, Lease, LeaseEvent, LeaseStep, LockBackend, Loss, Moment, SessionId,
+};
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+
+use crate::clock::Clock;
+use crate::error::StoreError;
+use crate::gate::Pass;
+use crate::grant::{Grant, HoldLimits};
+
+pub(crate) struct Session {
+    pub(crate) backend: Arc<dyn LockBackend>,
+    clock: Clock,
+    ttl: Duration,
+    /// Nanoseconds on the clock; zero while the session is not believed.
+    believed_until: AtomicU64,
+    loss: OnceLock<Loss>,
+    state: Mutex<State>,
+    /// Wakes the keeper.
+    pub(crate) wake: Notify,
+    stage: watch::Sender<Stage>,
+    /// Tells those who wait until nothing is held and nothing owed.
+    pub(crate) quiet: Notify,
+    /// Whether a keeper task is alive.
+    pub(crate) kept: AtomicBool,
+}
+
+/// What an acquisition must know of a session.
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// Not opened yet; so many attempts failed, the last one with this.
+    Opening { failures: u32, error: Option<StoreError> },
+    /// Believed: claim with it.
+    Ready(SessionId),
+    /// The store refused to open it.
+    Refused(StoreError),
+    /// Not to be claimed with any more.
+    Over,
+}
+
+struct State {
+    lease: Lease,
+    id: Option<SessionId>,
+    grants: HashMap<ClaimId, Arc<Grant>>,
+    /// When to look at a grant of its own accord: its `hold_at_most`, or a report.
+    timers: BTreeSet<(Moment, ClaimId)>,
+    /// The grants that want to be told ahead of the deadline.
+    early: BTreeSet<(Duration, ClaimId)>,
+    /// What is to be released by the keeper.
+    inbox: Vec<Owed>,
+    /// Releases handed in and not done.
+    owed: usize,
+    /// The claims of grants that are being released.
+    releasing: BTreeSet<ClaimId>,
+    /// Acquisitions that may claim with this session.
+    acquiring: usize,
+    ending: Ending,
+    /// A claim found the session unknown at the store.
+    doubted: bool,
+    /// The lease is done: nothing is sent for this session any more.
+    ended: bool,
+}
+
+/// Whether the session is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    Wanted,
+    /// No new claims; close it once nothing is held and nothing owed.
+    Retired,
+    /// Renew it no more, whatever it holds.
+    Abandoned,
+}
+
+/// A claim whose release is owed to the store.
+pub(crate) struct Owed {
+    pub(crate) claim: Arc<Claim>,
+    /// Keeps the gate closed until the release is answered.
+    pub(crate) pass: Option<Pass>,
+    /// A request of the claim that is still under way; it is heard out first.
+    pub(crate) under_way: Option<BoxFuture<'static, ()>>,
+    /// Not before this moment.
+    pub(crate) from: Moment,
+    /// The claim was sent and never answered.
+    pub(crate) unanswered: bool,
+}
+
+impl Session {
+    pub(crate) fn new(backend: Arc<dyn LockBackend>, clock: Clock, ttl: Duration) -> Self {
+        let lease = Lease::new(ttl, backend.capabilities().lapses_within_ttls);
+        let state = State {
+            lease,
+            id: None,
+            grants: HashMap::new(),
+            timers: BTreeSet::new(),
+            early: BTreeSet::new(),
+            inbox: Vec::new(),
+            owed: 0,
+            releasing: BTreeSet::new(),
+            acquiring: 0,
+            ending: Ending::Wanted,
+            doubted: false,
+            ended: false,
+        };
+        Self {
+            backend,
+            clock,
+            ttl,
+            believed_until: AtomicU64::new(0),
+            loss: OnceLock::new(),
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            quiet: Notify::new(),
+            stage: watch::Sender::new(Stage::Opening { failures: 0, error: None }),
+            kept: AtomicBool::new(false),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held but a broken invariant, and then belief still ends by the deadline.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The ttl that was asked for.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    pub(crate) fn believed_until(&self) -> Moment {
+        Moment::from_origin(Duration::from_nanos(self.believed_until.load(Ordering::Acquire)))
+    }
+
+    /// Why the session is not believed any more, once it was told.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        self.loss.get().copied()
+    }
+
+    pub(crate) fn stage(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+
+    pub(crate) fn id(&self) -> Option<SessionId> {
+        self.state().id.clone()
+    }
+
+    /// Whether new claims may use it.
+    pub(crate) fn is_usable(&self) -> bool {
+        let over = matches!(*self.stage.borrow(), Stage::Over | Stage::Refused(_));
+        !over && self.state().ending == Ending::Wanted
+    }
+
+    /// How long what it has can stay at the store from now on if nothing more reaches it.
+    pub(crate) fn lapses_within(&self) -> Duration {
+        self.state().lease.lapses_at().saturating_since(self.clock.now())
+    }
+
+    /// Counts an acquisition in, so that the session is not closed under it.
+    pub(crate) fn enrol(self: &Arc<Self>) -> Enrolled {
+        self.state().acquiring += 1;
+        Enrolled(Arc::clone(self))
+    }
+
+    /// Takes in a grant, unless the session is not believed (any more); the pass comes back then.
+    pub(crate) fn grant(
+        self: &Arc<Self>,
+        claim: Arc<Claim>,
+        token: FencingToken,
+        limits: HoldLimits,
+        pass: Option<Pass>,
+    ) -> Result<Arc<Grant>, Option<Pass>> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let id = claim.id;
+        let grant = Grant::new(claim, token, Arc::clone(self), now, limits);
+        if self.loss.get().is_some() || now >= grant.valid_until() {
+            return Err(pass);
+        }
+        let grant = Arc::new(grant);
+        grant.keep_gate(pass);
+        state.grants.insert(id, Arc::clone(&grant));
+        let timer = limits.hold_until.min(limits.report_at);
+        if timer != Moment::FAR_FUTURE {
+            state.timers.insert((timer, id));
+        }
+        if !limits.stop_before.is_zero() {
+            state.early.insert((limits.stop_before, id));
+        }
+        drop(state);
+        self.wake.notify_one();
+        Ok(grant)
+    }
+
+    /// Takes a grant out; whoever gets it owes its release. `None` when another was first.
+    pub(crate) fn take(&self, id: ClaimId) -> Option<Arc<Grant>> {
+        let mut state = self.state();
+        let grant = state.grants.remove(&id)?;
+        state.timers.remove(&(grant.limits.hold_until, id));
+        state.timers.remove(&(grant.limits.report_at, id));
+        state.early.remove(&(grant.limits.stop_before, id));
+        state.owed += 1;
+        state.releasing.insert(id);
+        Some(grant)
+    }
+
+    /// Counts a release in that was not a grant's.
+    pub(crate) fn owe(&self) {
+        self.state().owed += 1;
+    }
+
+    /// Hands a counted release to the keeper.
+    pub(crate) fn hand_in(&self, owed: Owed) {
+        let mut state = self.state();
+        if state.ended {
+            // Its claims ended with it, or lapse with nobody renewing them.
+            state.owed -= 1;
+            state.releasing.remove(&owed.claim.id);
+            drop(state);
+            drop(owed);
+            return;
+        }
+        state.inbox.push(owed);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Counts a release out.
+    pub(crate) fn settled(&self, id: ClaimId) {
+        let mut state = self.state();
+        state.releasing.remove(&id);
+        state.owed -= 1;
+        let quiet = state.owed == 0 && state.grants.is_empty();
+        drop(state);
+        self.wake.notify_one();
+        if quiet {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    pub(crate) fn inbox(&self) -> Vec<Owed> {
+        std::mem::take(&mut self.state().inbox)
+    }
+
+    /// The store did not know the session: no new claims with it, and its keeper asks at once.
+    pub(crate) fn doubt(&self) {
+        self.state().doubted = true;
+        self.retire();
+    }
+
+    pub(crate) fn owes_nothing(&self) -> bool {
+        self.state().owed == 0
+    }
+
+    pub(crate) fn holds_nothing(&self) -> bool {
+        let state = self.state();
+        state.owed == 0 && state.grants.is_empty()
+    }
+
+    /// No new claims; closed once nothing is held, owed or being acquired.
+    pub(crate) fn retire(&self) {
+        self.end(Ending::Retired);
+    }
+
+    /// Renewed no more; what it holds lapses.
+    pub(crate) fn abandon(&self) {
+        self.end(Ending::Abandoned);
+    }
+
+    fn end(&self, ending: Ending) {
+        let mut state = self.state();
+        state.ending = state.ending.max(ending);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The lease is done. What was still to be released is ended or lapses.
+    pub(crate) fn finish(&self) {
+        let mut state = self.state();
+        state.ended = true;
+        let inbox = std::mem::take(&mut state.inbox);
+        state.owed -= inbox.len();
+        drop(state);
+        drop(inbox);
+        self.stage.send_if_modified(|stage| {
+            let open = matches!(stage, Stage::Opening { .. } | Stage::Ready(_));
+            if open {
+                *stage = Stage::Over;
+            }
+            open
+        });
+    }
+
+    /// What the keeper has to tell the lease apart from answers.
+    pub(crate) fn ending_event(&self) -> Option<LeaseEvent> {
+        let mut state = self.state();
+        let ending = state.ending;
+        match ending {
+            Ending::Abandoned => Some(LeaseEvent::Abandoned),
+            Ending::Retired if std::mem::take(&mut state.doubted) => Some(LeaseEvent::Disturbed),
+            Ending::Retired if state.owed == 0 && state.grants.is_empty() && state.acquiring == 0 => Some(LeaseEvent::Left),
+            Ending::Retired | Ending::Wanted => None,
+        }
+    }
+
+    /// Steps the lease and makes what follows from it known.
+    pub(crate) fn step(&self, event: LeaseEvent, opened: Option<SessionId>, error: Option<StoreError>) -> LeaseStep {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let before = state.lease.health();
+        if let (LeaseEvent::Opened { .. }, Some(id)) = (event, opened) {
+            state.id = Some(id);
+        }
+        let step = state.lease.step(event, now, Chance(fastrand::u32(..)));
+        let health = state.lease.health();
+        let until = state.lease.believed_until().map_or(0, |until| until.since_origin().as_nanos() as u64);
+        if let Health::Over(loss) = health {
+            // First the reason, then the deadline: whoever finds the deadline passed finds the reason too.
+            _ = self.loss.set(loss.unwrap_or(Loss::Shutdown));
+        }
+        self.believed_until.store(until, Ordering::Release);
+        let id = state.id.clone();
+        drop(state);
+        self.report(before, health, id.as_ref(), error.as_ref());
+        self.stage.send_if_modified(|stage| match (health, &mut *stage) {
+            (Health::Opening, Stage::Opening { failures, error: last }) if matches!(event, LeaseEvent::Failed(_)) => {
+                *failures += 1;
+                *last = error;
+                true
+            }
+            (Health::Sound | Health::Suspect, Stage::Opening { .. }) => match id {
+                Some(id) => {
+                    *stage = Stage::Ready(id);
+                    true
+                }
+                None => false,
+            },
+            (Health::Over(None), Stage::Opening { .. }) => {
+                *stage = match error {
+                    Some(error) => Stage::Refused(error),
+                    None => Stage::Over,
+                };
+                true
+            }
+            (Health::Over(_), Stage::Opening { .. } | Stage::Ready(_)) => {
+                *stage = Stage::Over;
+                true
+            }
+            _ => false,
+        });
+        step
+    }
+
+    fn report(&self, before: Health, now: Health, id: Option<&SessionId>, error: Option<&StoreError>) {
+        match (before, now) {
+            (Health::Opening, Health::Opening) => {
+                if let Some(error) = error {
+                    tracing::warn!(%error, "no session yet, trying again");
+                }
+            }
+            (Health::Opening, Health::Sound) => tracing::debug!(session = ?id, "session open"),
+            (Health::Sound, Health::Suspect) => {
+                let left = self.believed_until().saturating_since(self.clock.now());
+                tracing::warn!(session = ?id, ?left, error = error.map(tracing::field::display), "renewal late, locks suspect");
+            }
+            (Health::Suspect, Health::Sound) => tracing::info!(session = ?id, "renewed again, locks sound"),
+            (Health::Sound | Health::Suspect, Health::Over(Some(loss))) => {
+                tracing::warn!(session = ?id, reason = %loss, "session lost");
+            }
+            _ => {}
+        }
+    }
+
+    /// When the keeper must look at its grants of its own accord.
+    pub(crate) fn next_look(&self) -> Moment {
+        let state = self.state();
+        let timer = state.timers.first().map_or(Moment::FAR_FUTURE, |(moment, _)| *moment);
+        match (state.lease.believed_until(), state.early.last()) {
+            (Some(until), Some((stop_before, _))) => timer.min(until.minus(*stop_before)),
+            _ => timer,
+        }
+    }
+
+    /// The grants whose time for a look has come; each is returned once for a timer, and again and again while it is early.
+    pub(crate) fn due(&self, now: Moment) -> Vec<Arc<Grant>> {
+        let mut state = self.state();
+        let mut due = Vec::new();
+        while let Some((moment, id)) = state.timers.first().copied()
+            && moment <= now
+        {
+            state.timers.pop_first();
+            if let Some(grant) = state.grants.get(&id).cloned() {
+                if now < grant.limits.hold_until && grant.limits.hold_until != Moment::FAR_FUTURE {
+                    state.timers.insert((grant.limits.hold_until, id));
+                }
+                due.push(grant);
+            }
+        }
+        if let Some(until) = state.lease.believed_until() {
+            let early = state.early.iter().rev().take_while(|(stop_before, _)| until.minus(*stop_before) <= now);
+            due.extend(early.filter_map(|(_, id)| state.grants.get(id).cloned()));
+        }
+        due
+    }
+
+    /// All grants, for those who tell or look after them.
+    pub(crate) fn grants(&self) -> Vec<Arc<Grant>> {
+        self.state().grants.values().cloned().collect()
+    }
+
+    pub(crate) fn oldest_grant(&self) -> Option<Moment> {
+        self.state().grants.values().map(|grant| grant.granted_at).min()
+    }
+
+    pub(crate) fn granted(&self) -> Vec<Granted> {
+        let state = self.state();
+        state.grants.values().map(|grant| Granted { claim: Arc::clone(&grant.claim), token: grant.token }).collect()
+    }
+
+    pub(crate) fn grant_of(&self, id: ClaimId) -> Option<Arc<Grant>> {
+        self.state().grants.get(&id).cloned()
+    }
+
+    /// Whether a claim is held or its release not answered.
+    pub(crate) fn still_has(&self, id: ClaimId) -> bool {
+        let state = self.state();
+        state.grants.contains_key(&id) || state.releasing.contains(&id)
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.state().grants.len()
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Session")
+            .field("id", &state.id)
+            .field("health", &state.lease.health())
+            .field("grants", &state.grants.len())
+            .field("owed", &state.owed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An acquisition that may claim with the session.
+#[derive(Debug)]
+pub(crate) struct Enrolled(pub(crate) Arc<Session>);
+
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.acquiring -= 1;
+        let wake = state.ending != Ending::Wanted;
+        drop(state);
+        if wake {
+            self.0.wake.notify_one();
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Gives back what a claim has, in whoever's task; what is dropped half-way goes back to the session's keeper.
+
+use std::sync::Arc;
+
+use dlock_core::{Chance, Lease, LockBackend, Loss, Moment, SessionId, Undo, UndoEvent, UndoStep, Undone};
+
+use crate::options::LEAST_ATTEMPT;
+use crate::session::{Owed, Session};
+
+/// One release under way. Counted as owed by its session until it is done; handed back to it when dropped before.
+pub(crate) struct Undoing {
+    session: Arc<Session>,
+    owed: Option<Owed>,
+}
+
+impl Undoing {
+    /// A release that the session already counts as owed.
+    pub(crate) fn new(session: Arc<Session>, owed: Owed) -> Self {
+        Self { session, owed: Some(owed) }
+    }
+
+    /// Releases until the store has answered, the session is gone, or patience has ended. Free to drop.
+    pub(crate) async fn run(mut self) -> Undone {
+        let undone = self.drive().await;
+        let Some(owed) = self.owed.take() else { return undone };
+        let session = &self.session;
+        // What was never answered and cannot be fenced, or was never given back, must not be renewed for ever.
+        let unfenced = owed.unanswered && !session.backend.capabilities().fences;
+        if undone == Undone::GivenUp || (unfenced && undone != Undone::WithSession) {
+            tracing::warn!(key = %owed.claim.key, claim = %owed.claim.id, ?undone, "retiring the session of an unsure release");
+            session.retire();
+        }
+        let id = owed.claim.id;
+        drop(owed);
+        session.settled(id);
+        undone
+    }
+
+    async fn drive(&mut self) -> Undone {
+        let session = Arc::clone(&self.session);
+        let clock = session.clock();
+        let Some(owed) = &mut self.owed else { return Undone::WithSession };
+        let Some(id) = session.id() else { return Undone::WithSession };
+        let mut stage = session.stage();
+        let gone = async {
+            // A session that only expired may still be alive at the store, so its claims are released all the same.
+            while session.loss() != Some(Loss::SessionGone) {
+                if stage.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let claim = Arc::clone(&owed.claim);
+        let (from, ttl) = (owed.from, session.ttl());
+        let under_way = &mut owed.under_way;
+        let release = async {
+            if clock.now() < from {
+                clock.sleep_until(from).await;
+            }
+            let attempt = Lease::attempt(ttl).max(LEAST_ATTEMPT);
+            if let Some(call) = under_way.as_mut() {
+                let limit = clock.now().plus(attempt);
+                tokio::select! {
+                    biased;
+                    () = call => {}
+                    () = clock.sleep_until(limit) => {}
+                }
+            }
+            *under_way = None;
+            let mut undo = Undo::new(attempt, ttl);
+            let mut event = UndoEvent::Started;
+            loop {
+                event = match undo.step(event, clock.now(), Chance(fastrand::u32(..))) {
+                    UndoStep::Done(undone) => return undone,
+                    UndoStep::Pause { until } => {
+                        clock.sleep_until(until).await;
+                        UndoEvent::Elapsed
+                    }
+                    UndoStep::Release { until } => release_once(&*session.backend, &id, &claim, clock, until).await,
+                };
+            }
+        };
+        tokio::select! {
+            biased;
+            () = gone => Undone::WithSession,
+            undone = release => undone,
+        }
+    }
+}
+
+async fn release_once(
+    backend: &dyn LockBackend,
+    id: &SessionId,
+    claim: &dlock_core::Claim,
+    clock: crate::clock::Clock,
+    until: Moment,
+) -> UndoEvent {
+    tokio::select! {
+        biased;
+        answer = backend.release(id, claim) => match answer {
+            Ok(release) => UndoEvent::Answered(release),
+            Err(error) => {
+                tracing::debug!(key = %claim.key, claim = %claim.id, %error, "release failed, trying again");
+                UndoEvent::Failed(error.kind())
+            }
+        },
+        () = clock.sleep_until(until) => UndoEvent::Elapsed,
+    }
+}
+
+impl Drop for Undoing {
+    fn drop(&mut self) {
+        if let Some(mut owed) = self.owed.take() {
+            // The request may have been sent; asking again is harmless, a release is a fence.
+            owed.under_way = None;
+            self.session.hand_in(owed);
+        }
+    }
+}
