@@ -106,7 +106,7 @@ impl Acquisition {
                 attempt: Lease::attempt(self.engine.options.ttl).max(LEAST_ATTEMPT),
                 longest_wait: LONGEST_WAIT,
             };
-            let mut attempt = Attempt { machine: Acquire::new(plan), pass: Some(pass), seat: None, call: None };
+            let mut attempt = Attempt { machine: Acquire::new(plan), pass: Some(pass), seat: None, call: None, claiming: false };
             match self.drive(&mut attempt).await? {
                 // Granted with a session that is not believed any more: it is given back, and another is tried.
                 Verdict::Held { token } => match attempt.into_grant(token, self.limits()) {
@@ -169,6 +169,7 @@ impl Acquisition {
         };
         let (backend, session) = (Arc::clone(&self.engine.backend), seat.id.clone());
         let (claim, place) = (Arc::clone(&seat.claim), self.place);
+        attempt.claiming = action == AcquireAction::Claim;
         attempt.call = match action {
             AcquireAction::AwaitSession | AcquireAction::Pause => None,
             AcquireAction::Claim => Some(async move { Answer::Standing(backend.claim(&session, &claim, place).await) }.boxed()),
@@ -326,6 +327,8 @@ struct Attempt {
     pass: Option<Pass>,
     seat: Option<Seat>,
     call: Option<BoxFuture<'static, Answer>>,
+    /// Whether the call under way is one that may change the store.
+    claiming: bool,
 }
 
 /// The session an attempt claims with, and its claim there.
@@ -372,7 +375,8 @@ impl Attempt {
         if !self.machine.owes_release() {
             return;
         }
-        let under_way = self.call.take().map(|call| call.map(drop).boxed());
+        // A wait changes nothing at the store; only a claim is worth hearing out.
+        let under_way = self.call.take().filter(|_| self.claiming).map(|call| call.map(drop).boxed());
         let unanswered = self.machine.is_unanswered();
         seat.session.owe();
         seat.session.hand_in(Owed { claim: Arc::clone(&seat.claim), pass, under_way, from: Moment::ORIGIN, unanswered });

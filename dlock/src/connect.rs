@@ -7,7 +7,8 @@ use dlock_core::LockBackend;
 use thiserror::Error;
 
 use crate::error::LockError;
-use crate::locker::Locker;
+use crate::locker::{Locker, LockerBuilder};
+use crate::options::InvalidOptions;
 
 /// Opens a locker on the store that a URL names, with default options, and makes sure that it answers.
 ///
@@ -20,15 +21,16 @@ use crate::locker::Locker;
 ///
 /// A token for Consul comes from the environment, never from the URL. Takes at most five seconds. Free to drop.
 pub async fn connect(url: &str) -> Result<Locker, ConnectError> {
-    let locker = Locker::from_arc(backend(url)?);
-    match locker.ready(CONNECT_LIMIT).await {
-        Ok(()) => Ok(locker),
-        Err(error) => Err(ConnectError::NotReady { url: without_secrets(url), source: Box::new(error) }),
-    }
+    builder(url)?.connect().await
+}
+
+/// Options for a locker on the store that a URL names; [`LockerBuilder::connect`] goes on.
+pub fn builder(url: &str) -> Result<LockerBuilder, ConnectError> {
+    Ok(LockerBuilder::new(backend(url)?).at(without_secrets(url)))
 }
 
 /// How long [`connect`] waits for the store.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The backend that a URL names; sends nothing.
 pub fn backend(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
@@ -105,6 +107,9 @@ pub enum ConnectError {
     /// A store in memory needs a name.
     #[error("a store in memory needs a name, for example \"memory://demo\"")]
     NoName,
+    /// The options contradict the store's limits; nothing was sent.
+    #[error(transparent)]
+    Options(#[from] InvalidOptions),
     /// The backend refused its configuration.
     #[error("cannot use {url:?}")]
     Backend {
@@ -115,10 +120,10 @@ pub enum ConnectError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The store did not answer, or refused a session.
-    #[error("the store at {url:?} is not ready")]
+    #[error("the store{} is not ready", .url.as_ref().map(|url| format!(" at {url}")).unwrap_or_default())]
     NotReady {
-        /// The URL, without secrets.
-        url: String,
+        /// The URL, without secrets, if there is one.
+        url: Option<String>,
         /// What is wrong.
         #[source]
         source: Box<LockError>,

@@ -126,7 +126,8 @@ impl Grant {
     }
 }
 
-const REASONS: [Loss; 6] = [Loss::Expired, Loss::SessionGone, Loss::KeyDeleted, Loss::TakenOver, Loss::HeldTooLong, Loss::Shutdown];
+const REASONS: [Loss; 7] =
+    [Loss::Expired, Loss::SessionGone, Loss::KeyDeleted, Loss::TakenOver, Loss::HeldTooLong, Loss::Shutdown, Loss::Released];
 
 fn code(loss: Loss) -> u8 {
     // A reason that is newer than this list is told as the most general one.

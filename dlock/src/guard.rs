@@ -29,7 +29,7 @@ pub struct LockGuard {
 pub enum ReleaseOutcome {
     /// The lock was held, and is free now.
     Released,
-    /// The lock was not held any more: it was lost before.
+    /// The lock was not held any more: it was lost before. What the store may still have of it is given back in the background.
     NotHeld,
     /// The lock stays taken until `hold_at_least` has passed, then it is given back in the background.
     Deferred,
@@ -52,10 +52,14 @@ impl LockGuard {
     pub async fn release(self) -> Result<ReleaseOutcome, ReleaseUnknown> {
         let grant = Arc::clone(&self.held.grant);
         let session = Arc::clone(&grant.session);
-        let Some(grant) = session.take(grant.claim.id) else { return Ok(ReleaseOutcome::NotHeld) };
         let clock = session.clock();
-        let owed = grant.owed();
         self.engine.keep_all();
+        if grant.loss(clock.now()).is_some() {
+            // Dropping hands over whatever is still owed.
+            return Ok(ReleaseOutcome::NotHeld);
+        }
+        let Some(grant) = session.take(grant.claim.id) else { return Ok(ReleaseOutcome::NotHeld) };
+        let owed = grant.owed();
         if clock.now() < owed.from {
             session.hand_in(owed);
             return Ok(ReleaseOutcome::Deferred);

@@ -18,7 +18,7 @@ mod session;
 mod shutdown;
 mod undo;
 
-pub use connect::{ConnectError, backend, connect};
+pub use connect::{ConnectError, backend, builder, connect};
 pub use dlock_core::{
     BackendError, Capabilities, ClaimId, ErrorKind, FencingToken, Holder, Inspection, InvalidKey, Key, LockBackend, Loss, Metadata,
     Published, RetryPolicy,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dlock_core::{Inspection, InvalidKey, Key, LockBackend};
 
+use crate::connect::{CONNECT_LIMIT, ConnectError};
 use crate::election::Election;
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
@@ -135,11 +136,18 @@ pub struct LockerBuilder {
     backend: Arc<dyn LockBackend>,
     ttl: Option<Duration>,
     name: String,
+    /// The URL it came from, for messages.
+    url: Option<String>,
 }
 
 impl LockerBuilder {
-    fn new(backend: Arc<dyn LockBackend>) -> Self {
-        Self { backend, ttl: None, name: "dlock".to_owned() }
+    pub(crate) fn new(backend: Arc<dyn LockBackend>) -> Self {
+        Self { backend, ttl: None, name: "dlock".to_owned(), url: None }
+    }
+
+    pub(crate) fn at(mut self, url: String) -> Self {
+        self.url = Some(url);
+        self
     }
 
     /// How long a lock outlives its silent holder at the store, at least. Defaults to 15 s, moved into the store's range.
@@ -163,6 +171,18 @@ impl LockerBuilder {
         let options = self.options_unchecked();
         options::validate_ttl(options.ttl, self.backend.capabilities())?;
         Ok(Locker::with(self.backend, options))
+    }
+
+    /// As [`build`](Self::build), and makes sure that the store answers and opens a session.
+    ///
+    /// Takes at most five seconds. Free to drop.
+    pub async fn connect(self) -> Result<Locker, ConnectError> {
+        let url = self.url.clone();
+        let locker = self.build()?;
+        match locker.ready(CONNECT_LIMIT).await {
+            Ok(()) => Ok(locker),
+            Err(error) => Err(ConnectError::NotReady { url, source: Box::new(error) }),
+        }
     }
 
     fn options_unchecked(&self) -> LockerOptions {

@@ -1,0 +1,28 @@
+//! A store of locks in memory, on which tests are deterministic.
+//!
+//! [`Memory`] is the backend, in two profiles: [`Memory::queue`] behaves like etcd, [`Memory::slot`] like Consul. [`Memory::control`] gives the levers
+//! with which a test ends sessions, deletes keys, holds locks elsewhere, and fails, hangs or loses single calls. Both stand on [`Store`],
+//! a pure value that a model checker can walk.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! use dlock_core::Key;
+//! use dlock_testkit::memory::Memory;
+//!
+//! let memory = Memory::queue();
+//! let key = Key::new("reports/nightly").unwrap();
+//! let elsewhere = memory.control().hold_elsewhere(&key, "another-host").unwrap();
+//! // .. code under test finds the key taken ..
+//! elsewhere.release();
+//! assert!(memory.control().claims().is_empty());
+//! # }
+//! ```
+
+mod backend;
+mod control;
+mod store;
+
+pub use backend::{Memory, MemoryBuilder};
+pub use control::{Call, Control, Elsewhere, HeldRequest, Outage};
+pub use store::{GrantRecord, Guard, Profile, Reply, Request, Rules, Store};

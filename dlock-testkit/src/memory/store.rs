@@ -1,0 +1,467 @@
+//! The store itself: pure, so that a model checker can walk it and a test can apply a request late, twice or never.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock_core::{
+    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Moment, Place, Published, Release, SessionId, Standing, Woken,
+};
+
+/// A store of locks as a value: no clock, no randomness; every operation takes the present moment.
+///
+/// Never weaker than the real stores it stands for: a session that holds a key in the slot profile is granted it again whatever
+/// claim asks, requests carry guards and may arrive late or twice, sessions lapse only after their ttl.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Store {
+    rules: Rules,
+    revision: u64,
+    opened: u64,
+    sessions: BTreeMap<SessionId, Liveness>,
+    keys: BTreeMap<Key, KeyState>,
+    delays: BTreeMap<Key, Moment>,
+    /// Claims released before they arrived; forgotten with their session.
+    tombstones: BTreeSet<(SessionId, ClaimId)>,
+    grants: BTreeMap<Key, Vec<GrantRecord>>,
+}
+
+/// Which real store the rules are taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// Like etcd: a queue of claims, ids chosen by clients, a released claim leaves a tombstone.
+    Queue,
+    /// Like Consul: one holder per key, known by its session; claims are guarded by the key's index.
+    Slot,
+}
+
+/// The rules of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// Queue or slot.
+    pub profile: Profile,
+    /// After how much of its ttl a silent session lapses, in percent: 100 to 200.
+    pub lapses_after_percent: u32,
+    /// How long a key is granted to nobody after its holder's session ended.
+    pub lock_delay: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Liveness {
+    ttl: Duration,
+    lapses_at: Moment,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct KeyState {
+    /// Moves with every change of the key, never back.
+    index: u64,
+    /// The key exists at the store; in the slot profile it stays when it is released.
+    exists: bool,
+    /// First in line holds.
+    line: Vec<Entry>,
+    foreign: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Entry {
+    session: SessionId,
+    claim: ClaimId,
+    token: FencingToken,
+    published: Published,
+    granted: bool,
+}
+
+/// One grant, for checkers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GrantRecord {
+    /// Its token.
+    pub token: FencingToken,
+    /// The claim that was granted.
+    pub claim: ClaimId,
+    /// Its session.
+    pub session: SessionId,
+}
+
+/// What a claim was guarded with when it was sent; a copy that arrives under another state has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Guard {
+    /// By nothing but its tombstone (queue profile).
+    Tombstone,
+    /// By the index of the key, zero while the key does not exist (slot profile).
+    Index(u64),
+}
+
+/// A request as it travels: with everything in it that the client knew when it sent it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Request {
+    /// Open a session.
+    Open {
+        /// The id, where clients choose.
+        id: SessionId,
+        /// How long it lives without renewal.
+        ttl: Duration,
+    },
+    /// Renew a session.
+    Renew(SessionId),
+    /// End a session.
+    Close(SessionId),
+    /// Enter the contention.
+    Claim {
+        /// With this session.
+        session: SessionId,
+        /// The claim.
+        claim: Arc<Claim>,
+        /// Whether to keep a place.
+        place: Place,
+        /// What must still be so.
+        guard: Guard,
+    },
+    /// Ask for the standing of a kept place.
+    Confirm {
+        /// With this session.
+        session: SessionId,
+        /// The claim.
+        claim: Arc<Claim>,
+    },
+    /// Undo a claim.
+    Release {
+        /// With this session.
+        session: SessionId,
+        /// The claim.
+        claim: Arc<Claim>,
+    },
+}
+
+/// What the store answers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reply {
+    /// The session is open under this id.
+    Opened(SessionId),
+    /// The session lives for its ttl from now.
+    Renewed(Duration),
+    /// There is no such session.
+    Gone,
+    /// The session is ended.
+    Closed,
+    /// How the claim stands.
+    Standing(Standing),
+    /// The guard did not hold; nothing was changed, and the client should look again.
+    GuardFailed,
+    /// The key is used for something else; nothing was changed.
+    Conflict,
+    /// What the release found.
+    Released(Release),
+}
+
+impl Store {
+    /// An empty store.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            revision: 0,
+            opened: 0,
+            sessions: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            delays: BTreeMap::new(),
+            tombstones: BTreeSet::new(),
+            grants: BTreeMap::new(),
+        }
+    }
+
+    /// The rules it follows.
+    pub fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// The guard that a claim sent now would carry.
+    pub fn guard(&self, key: &Key) -> Guard {
+        match self.rules.profile {
+            Profile::Queue => Guard::Tombstone,
+            Profile::Slot => Guard::Index(self.keys.get(key).filter(|state| state.exists).map_or(0, |state| state.index)),
+        }
+    }
+
+    /// Applies one request, whenever it arrives.
+    pub fn apply(&mut self, request: &Request, now: Moment) -> Reply {
+        self.pass(now);
+        match request {
+            Request::Open { id, ttl } => self.open(id, *ttl, now),
+            Request::Renew(id) => self.renew(id, now),
+            Request::Close(id) => {
+                self.end_session(id, now);
+                Reply::Closed
+            }
+            Request::Claim { session, claim, place, guard } => self.claim(session, claim, *place, *guard, now),
+            Request::Confirm { session, claim } => Reply::Standing(self.confirm(session, claim)),
+            Request::Release { session, claim } => Reply::Released(self.release(session, claim)),
+        }
+    }
+
+    /// Lets sessions and delays whose time is over end.
+    pub fn pass(&mut self, now: Moment) {
+        let lapsed: Vec<_> =
+            self.sessions.iter().filter(|(_, session)| now >= session.lapses_at).map(|(id, _)| id.clone()).collect();
+        for id in lapsed {
+            self.end_session(&id, now);
+        }
+        self.delays.retain(|_, until| now < *until);
+    }
+
+    /// The next moment at which something happens by itself.
+    pub fn next_change(&self) -> Option<Moment> {
+        self.sessions.values().map(|session| session.lapses_at).chain(self.delays.values().copied()).min()
+    }
+
+    fn open(&mut self, id: &SessionId, ttl: Duration, now: Moment) -> Reply {
+        self.opened += 1;
+        let id = match self.rules.profile {
+            Profile::Queue => id.clone(),
+            Profile::Slot => SessionId::new(format!("session-{}", self.opened)),
+        };
+        let lapses_at = now.plus(ttl * self.rules.lapses_after_percent / 100);
+        self.sessions.insert(id.clone(), Liveness { ttl, lapses_at });
+        Reply::Opened(id)
+    }
+
+    fn renew(&mut self, id: &SessionId, now: Moment) -> Reply {
+        let percent = self.rules.lapses_after_percent;
+        let Some(session) = self.sessions.get_mut(id) else { return Reply::Gone };
+        session.lapses_at = now.plus(session.ttl * percent / 100);
+        Reply::Renewed(session.ttl)
+    }
+
+    /// Ends a session and all it has, as an operator or its ttl would.
+    pub fn end_session(&mut self, id: &SessionId, now: Moment) {
+        if self.sessions.remove(id).is_none() {
+            return;
+        }
+        self.tombstones.retain(|(session, _)| session != id);
+        let keys: Vec<_> = self.keys.iter().filter(|(_, state)| state.line.iter().any(|entry| entry.session == *id)).collect();
+        let keys: Vec<_> = keys.into_iter().map(|(key, state)| (key.clone(), state.line[0].session == *id)).collect();
+        for (key, held) in keys {
+            self.change(&key, |state| state.line.retain(|entry| entry.session != *id));
+            if held && !self.rules.lock_delay.is_zero() {
+                self.delays.insert(key, now.plus(self.rules.lock_delay));
+            }
+        }
+    }
+
+    fn claim(&mut self, session: &SessionId, claim: &Claim, place: Place, guard: Guard, now: Moment) -> Reply {
+        if !self.sessions.contains_key(session) {
+            return Reply::Standing(Standing::SessionGone);
+        }
+        if self.tombstones.contains(&(session.clone(), claim.id)) {
+            return Reply::Standing(Standing::ClaimGone);
+        }
+        let state = self.keys.get(&claim.key).cloned().unwrap_or_default();
+        if state.foreign.is_some() {
+            return Reply::Conflict;
+        }
+        if let Some(entry) = state.line.iter().find(|entry| entry.claim == claim.id && entry.session == *session) {
+            let entry = entry.claim;
+            return Reply::Standing(self.standing(&claim.key, entry));
+        }
+        match (self.rules.profile, state.line.first()) {
+            (Profile::Slot, _) if guard != self.guard(&claim.key) => Reply::GuardFailed,
+            // The real store knows a lock by its session alone, so a second claim of the same session is granted.
+            (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(self.busy(&state)),
+            (Profile::Queue, Some(_)) if place == Place::Try => Reply::Standing(self.busy(&state)),
+            _ => {
+                if let Some(until) = self.delays.get(&claim.key) {
+                    return Reply::Standing(Standing::Delayed { at_most: until.saturating_since(now) });
+                }
+                let Some(token) = FencingToken::new(self.revision + 1) else { return Reply::GuardFailed };
+                let entry = Entry {
+                    session: session.clone(),
+                    claim: claim.id,
+                    token,
+                    published: Published::Metadata(claim.published()),
+                    granted: false,
+                };
+                let slot = self.rules.profile == Profile::Slot;
+                self.change(&claim.key, |state| {
+                    if slot {
+                        state.line.clear();
+                    }
+                    state.line.push(entry);
+                });
+                Reply::Standing(self.standing(&claim.key, claim.id))
+            }
+        }
+    }
+
+    fn busy(&self, state: &KeyState) -> Standing {
+        Standing::Busy { holder: state.line.first().map(Entry::holder), cursor: Cursor(state.index) }
+    }
+
+    fn confirm(&self, session: &SessionId, claim: &Claim) -> Standing {
+        if !self.sessions.contains_key(session) {
+            return Standing::SessionGone;
+        }
+        let known = |state: &KeyState| state.line.iter().any(|entry| entry.claim == claim.id && entry.session == *session);
+        if self.keys.get(&claim.key).is_some_and(known) { self.standing(&claim.key, claim.id) } else { Standing::ClaimGone }
+    }
+
+    /// How an entry that is in line stands: held when nobody is ahead.
+    fn standing(&self, key: &Key, claim: ClaimId) -> Standing {
+        let Some(state) = self.keys.get(key) else { return Standing::ClaimGone };
+        match state.line.iter().position(|entry| entry.claim == claim) {
+            None => Standing::ClaimGone,
+            Some(0) => Standing::Held { token: state.line[0].token },
+            Some(ahead) => Standing::Waiting {
+                cursor: Cursor(state.index),
+                ahead: Some(ahead as u32),
+                holder: state.line.first().map(Entry::holder),
+            },
+        }
+    }
+
+    fn release(&mut self, session: &SessionId, claim: &Claim) -> Release {
+        let slot = self.rules.profile == Profile::Slot;
+        let state = self.keys.get(&claim.key).cloned().unwrap_or_default();
+        let had = state.line.iter().any(|entry| entry.claim == claim.id && entry.session == *session);
+        if had {
+            self.change(&claim.key, |state| state.line.retain(|entry| entry.claim != claim.id));
+        } else if slot && state.line.is_empty() && state.foreign.is_none() && self.sessions.contains_key(session) {
+            // Moves the index of a free key, so that a copy of the claim that is guarded by it can never apply.
+            self.change(&claim.key, |_| {});
+        }
+        if !slot && self.sessions.contains_key(session) {
+            self.tombstones.insert((session.clone(), claim.id));
+        }
+        if had { Release::Released } else { Release::NotHeld }
+    }
+
+    /// Changes a key, moves its index, and records whoever is first in line now.
+    fn change(&mut self, key: &Key, change: impl FnOnce(&mut KeyState)) {
+        self.revision += 1;
+        let state = self.keys.entry(key.clone()).or_default();
+        state.index = self.revision;
+        state.exists = true;
+        change(state);
+        if let Some(first) = state.line.first_mut()
+            && !first.granted
+        {
+            first.granted = true;
+            let record = GrantRecord { token: first.token, claim: first.claim, session: first.session.clone() };
+            self.grants.entry(key.clone()).or_default().push(record);
+        }
+    }
+
+    /// Why a wait that began at `cursor` should return now, if it should.
+    pub fn woken(&self, session: &SessionId, claim: &Claim, cursor: Cursor) -> Option<Woken> {
+        let free = KeyState::default();
+        let state = self.keys.get(&claim.key).unwrap_or(&free);
+        let woken = |hint| Some(Woken { cursor: Cursor(state.index), hint });
+        let place = state.line.iter().position(|entry| entry.claim == claim.id && entry.session == *session);
+        if !self.sessions.contains_key(session) || state.line.is_empty() && self.rules.profile == Profile::Slot {
+            return woken(Hint::MaybeFree);
+        }
+        match (self.rules.profile, place) {
+            (Profile::Queue, None) => woken(Hint::ClaimGone),
+            (_, Some(0)) => woken(Hint::MaybeFree),
+            (Profile::Slot, None) if state.index > cursor.0 => {
+                woken(Hint::StillHeld { holder: state.line.first().map(Entry::holder) })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the session is alive.
+    pub fn is_alive(&self, session: &SessionId) -> bool {
+        self.sessions.contains_key(session)
+    }
+
+    /// The index of a key.
+    pub fn index(&self, key: &Key) -> u64 {
+        self.keys.get(key).map_or(0, |state| state.index)
+    }
+
+    /// Whether a key is there at all.
+    pub fn exists(&self, key: &Key) -> bool {
+        self.keys.get(key).is_some_and(|state| state.exists)
+    }
+
+    /// The session and claim that hold a key.
+    pub fn holder_of(&self, key: &Key) -> Option<(&SessionId, ClaimId, FencingToken)> {
+        let entry = self.keys.get(key)?.line.first()?;
+        Some((&entry.session, entry.claim, entry.token))
+    }
+
+    /// Who holds a key and who waits, first come first, and what stands there that is no lock.
+    pub fn line(&self, key: &Key) -> (Vec<Holder>, Option<Vec<u8>>) {
+        match self.keys.get(key) {
+            Some(state) => (state.line.iter().map(Entry::holder).collect(), state.foreign.clone()),
+            None => (Vec::new(), None),
+        }
+    }
+
+    /// All held keys with their holders, in the order of the keys.
+    pub fn held(&self) -> impl Iterator<Item = (&Key, Holder)> {
+        self.keys.iter().filter_map(|(key, state)| Some((key, state.line.first()?.holder())))
+    }
+
+    /// Every claim that has anything at the store.
+    pub fn claims(&self) -> Vec<(Key, SessionId, ClaimId)> {
+        let line = |(key, state): (&Key, &KeyState)| {
+            state.line.iter().map(|entry| (key.clone(), entry.session.clone(), entry.claim)).collect::<Vec<_>>()
+        };
+        self.keys.iter().flat_map(line).collect()
+    }
+
+    /// The sessions that are alive.
+    pub fn sessions(&self) -> Vec<SessionId> {
+        self.sessions.keys().cloned().collect()
+    }
+
+    /// Every grant of a key so far, in order.
+    pub fn grants(&self, key: &Key) -> &[GrantRecord] {
+        self.grants.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Replaces what the holder published; `false` when the claim does not hold the key.
+    pub fn amend(&mut self, session: &SessionId, claim: &Claim, published: Published) -> bool {
+        let holds = self.holder_of(&claim.key).is_some_and(|(holder, id, _)| holder == session && id == claim.id);
+        if holds {
+            self.change(&claim.key, |state| state.line[0].published = published);
+        }
+        holds
+    }
+
+    /// Deletes a key with everything on it, as an operator would.
+    pub fn delete(&mut self, key: &Key) {
+        self.change(key, |state| {
+            state.line.clear();
+            state.foreign = None;
+            state.exists = false;
+        });
+    }
+
+    /// Ends the present grant of a key by force.
+    pub fn evict(&mut self, key: &Key) -> bool {
+        let held = self.holder_of(key).is_some();
+        if held {
+            self.change(key, |state| {
+                state.line.remove(0);
+            });
+        }
+        held
+    }
+
+    /// Puts something that is no lock under a key.
+    pub fn put_foreign(&mut self, key: &Key, value: Vec<u8>) {
+        self.change(key, |state| {
+            state.line.clear();
+            state.foreign = Some(value);
+        });
+    }
+}
+
+impl Entry {
+    fn holder(&self) -> Holder {
+        let mut holder = Holder::new(self.published.clone());
+        holder.session = Some(self.session.clone());
+        holder.token = Some(self.token);
+        holder
+    }
+}
