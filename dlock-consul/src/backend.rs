@@ -1,0 +1,508 @@
+//! Consul as a store of locks.
+//!
+//! Every `lock` goes out guarded by the key's index, or by its absence, as it was last seen free. That makes three things true at once: a
+//! key that is used for something else is never overwritten, a copy of a claim that arrives late finds the index moved, and
+//! releasing an unanswered claim only has to move the index.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dlock_core::{
+    BackendError, Capabilities, Cause, Claim, ClaimId, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder,
+    Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Place, Published, Release, Renewal, Session, SessionId,
+    SessionRequest, Standing, Woken,
+};
+
+use crate::api::Api;
+use crate::classify::{Asked, Needs, denied};
+use crate::config::{ConfigError, ConsulOptions};
+use crate::notes::{ClaimState, Known, Notes};
+use crate::watch::Watches;
+use crate::wire::{CreateSession, Entry, LOCK_FLAGS, Op, TxnError, encode_value, go_duration, json, parse_go_duration};
+
+/// A store of locks on Consul; cheap to clone, clones share connections and knowledge.
+#[derive(Clone, Debug)]
+pub struct Consul {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    api: Api,
+    capabilities: Capabilities,
+    notes: Mutex<Notes>,
+    watches: Watches,
+}
+
+/// The largest published metadata: a transaction takes 512 KiB of JSON, in which the value stands in base64.
+const METADATA_BYTES: usize = 380_000;
+/// How long Consul may delay the next holder of a key at most. Sessions of ours ask for none, those of others may.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// The most operations that a transaction takes.
+const BATCH: usize = 64;
+
+impl Consul {
+    /// A backend with these options; sends nothing.
+    pub fn new(options: ConsulOptions) -> Result<Self, ConfigError> {
+        let mut capabilities = Capabilities::minimal(ClockSource::Boot, options.ttl);
+        capabilities.lapses_within_ttls = 2;
+        capabilities.limits = Limits { metadata_bytes: METADATA_BYTES, ..Limits::default() };
+        capabilities.fences = true;
+        capabilities.audits = true;
+        capabilities.watched_claims = Some(16);
+        capabilities.amends = true;
+        capabilities.lists = true;
+        capabilities.tells_changes = true;
+        capabilities.evicts = true;
+        let watches = Watches::new(options.max_connections);
+        let api = Api::new(options)?;
+        Ok(Self { shared: Arc::new(Shared { api, capabilities, notes: Mutex::default(), watches }) })
+    }
+
+    /// A backend configured by the environment, see [`ConsulOptions::from_env`].
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::new(ConsulOptions::from_env()?)
+    }
+
+    /// A backend at a URL, see [`ConsulOptions::from_url`].
+    pub fn from_url(url: &str) -> Result<Self, ConfigError> {
+        Self::new(ConsulOptions::from_url(url)?)
+    }
+}
+
+/// What a guarded claim brought.
+enum Attempted {
+    Held(FencingToken),
+    SessionGone,
+    Delayed,
+    /// The guard failed or the key is taken: look.
+    Refused,
+}
+
+/// What a look at a key says about a claim.
+enum Look {
+    /// It is ours already.
+    Ours {
+        index: u64,
+    },
+    Taken {
+        holder: Box<Holder>,
+        index: u64,
+    },
+    Free(Known),
+}
+
+impl Shared {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A transaction that counts against the connections for short requests.
+    async fn txn(&self, asked: Asked<'_>, ops: &[Op<'_>]) -> Result<Result<Vec<Entry>, Vec<TxnError>>, BackendError> {
+        let _permit = self.watches.short.acquire().await;
+        let reply = self.api.txn(asked, ops).await?;
+        if let Err(errors) = &reply
+            && errors.iter().any(|error| error.what.contains("Permission denied"))
+        {
+            return Err(denied(asked, "Permission denied"));
+        }
+        Ok(reply.map(|results| results.into_iter().map(|result| result.kv).collect()))
+    }
+
+    async fn read(&self, key: &Key) -> Result<Option<Entry>, BackendError> {
+        let _permit = self.watches.short.acquire().await;
+        self.api.read_key(key).await
+    }
+
+    /// Reads the key from the leader; what is no lock is refused, not touched.
+    async fn look(&self, session: &SessionId, key: &Key, id: ClaimId) -> Result<Look, BackendError> {
+        let Some(entry) = self.read(key).await? else {
+            self.notes().learn(key, Known::Absent);
+            return Ok(Look::Free(Known::Absent));
+        };
+        if !entry.is_lock() {
+            return Err(conflict(key, entry.flags));
+        }
+        let index = entry.modify_index;
+        match entry.holder_session() {
+            None => {
+                self.notes().learn(key, Known::At(index));
+                Ok(Look::Free(Known::At(index)))
+            }
+            // The session alone does not make it ours: an earlier claim of the same session may still be there.
+            Some(holder) if holder == session.as_str() && carries(&entry, id) => Ok(Look::Ours { index }),
+            Some(_) => {
+                self.notes().forget(key);
+                Ok(Look::Taken { holder: Box::new(entry.holder()), index })
+            }
+        }
+    }
+
+    /// One guarded claim.
+    async fn attempt(&self, session: &SessionId, claim: &Claim, value: &str, guard: Known) -> Result<Attempted, BackendError> {
+        let key = claim.key.as_str();
+        let asked = Asked { what: "claiming the key", writes: true, needs: Needs::KeyWrite(key) };
+        let lock = Op::lock(key, session, value, LOCK_FLAGS);
+        self.notes().note(claim.id, session, ClaimState::Sent(guard));
+        let errors = match self.txn(asked, &[guard_op(key, guard), lock]).await {
+            Ok(Ok(entries)) => {
+                let index = entries.last().map_or(0, |entry| entry.modify_index);
+                return Ok(Attempted::Held(self.granted(session, claim, index)?));
+            }
+            Ok(Err(errors)) => errors,
+            Err(error) => {
+                if error.kind() != ErrorKind::Ambiguous {
+                    self.notes().drop_claim(claim.id);
+                }
+                return Err(error);
+            }
+        };
+        let says = |text: &str| errors.iter().any(|error| error.what.contains(text));
+        self.notes().drop_claim(claim.id);
+        self.notes().forget(&claim.key);
+        if says("invalid session") {
+            Ok(Attempted::SessionGone)
+        } else if says("due to lock delay") {
+            Ok(Attempted::Delayed)
+        } else if says("missing session") || says("failed session lookup") {
+            let message = format!("claiming the key: Consul answered {}", errors[0].what);
+            Err(BackendError::new(ErrorKind::Invalid, message))
+        } else {
+            Ok(Attempted::Refused)
+        }
+    }
+
+    fn granted(&self, session: &SessionId, claim: &Claim, index: u64) -> Result<FencingToken, BackendError> {
+        let token = FencingToken::new(index)
+            .ok_or_else(|| BackendError::new(ErrorKind::Ambiguous, "claiming the key: the answer has no index"))?;
+        let mut notes = self.notes();
+        notes.note(claim.id, session, ClaimState::Held { token, index });
+        // While we hold it the key is known to be ours; it is claimable again only after our release.
+        notes.forget(&claim.key);
+        Ok(token)
+    }
+
+    /// Makes sure that no copy of a claim that was guarded by `guard` can ever apply, by moving the index of the free key.
+    async fn fence(&self, session: &SessionId, claim: &Claim, guard: Known, entry: Option<&Entry>) -> Result<bool, BackendError> {
+        let key = claim.key.as_str();
+        let asked = Asked { what: "undoing a claim", writes: true, needs: Needs::KeyWrite(key) };
+        let value = entry.and_then(|entry| entry.value.clone()).unwrap_or_default();
+        let ops = [guard_op(key, guard), Op::lock(key, session, &value, LOCK_FLAGS), Op::unlock(key, session, &value, LOCK_FLAGS)];
+        match self.txn(asked, &ops).await? {
+            Ok(entries) => {
+                if let Some(entry) = entries.last() {
+                    self.notes().learn(&claim.key, Known::At(entry.modify_index));
+                }
+                Ok(true)
+            }
+            // Without its session no copy of the claim can apply either, and during a delay the leader lets none through.
+            Err(errors) => Ok(errors.iter().any(|error| error.what.contains("invalid session"))),
+        }
+    }
+
+    /// Releases the key as it stands at `index`.
+    async fn unlock(&self, session: &SessionId, claim: &Claim, index: u64, value: &str) -> Result<bool, BackendError> {
+        let key = claim.key.as_str();
+        let asked = Asked { what: "releasing the key", writes: true, needs: Needs::KeyWrite(key) };
+        let ops = [Op::check_index(key, index), Op::unlock(key, session, value, LOCK_FLAGS)];
+        let Ok(entries) = self.txn(asked, &ops).await? else { return Ok(false) };
+        if let Some(entry) = entries.last() {
+            self.notes().learn(&claim.key, Known::At(entry.modify_index));
+        }
+        Ok(true)
+    }
+
+    fn check(&self, claim: &Claim) -> Result<(), BackendError> {
+        if claim.mode != Mode::Exclusive {
+            return Err(BackendError::unsupported("claim in a mode other than exclusive"));
+        }
+        fits(&claim.published())
+    }
+}
+
+fn fits(published: &Metadata) -> Result<(), BackendError> {
+    let bytes = json(published).len();
+    if bytes > METADATA_BYTES {
+        let message = format!("the metadata takes {bytes} bytes as JSON, Consul accepts {METADATA_BYTES} in a transaction");
+        return Err(BackendError::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}
+
+fn guard_op(key: &str, guard: Known) -> Op<'_> {
+    match guard {
+        Known::Absent => Op::check_not_exists(key),
+        Known::At(index) => Op::check_index(key, index),
+    }
+}
+
+fn carries(entry: &Entry, id: ClaimId) -> bool {
+    match entry.published() {
+        Published::Metadata(metadata) => metadata.get(Metadata::CLAIM).is_some_and(|claim| claim.parse() == Ok(id)),
+        Published::Raw(_) => false,
+    }
+}
+
+fn conflict(key: &Key, flags: u64) -> BackendError {
+    let message = format!("the key {key} exists with flags {flags}, so it is no lock; it was left alone, use another key");
+    BackendError::new(ErrorKind::Conflict, message)
+}
+
+#[async_trait]
+impl LockBackend for Consul {
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    async fn open(&self, request: &SessionRequest) -> Result<Session, BackendError> {
+        let body = CreateSession {
+            name: format!("dlock:{}", request.owner),
+            ttl: go_duration(request.ttl),
+            // Always sent: what is left out is 15 s.
+            lock_delay: "0s",
+            behavior: "release",
+            node_checks: [],
+        };
+        let id = self.shared.api.create_session(&body).await?;
+        Ok(Session { id, ttl: request.ttl })
+    }
+
+    async fn renew(&self, session: &SessionId) -> Result<Renewal, BackendError> {
+        let Some(entry) = self.shared.api.renew_session(session).await? else {
+            self.shared.notes().drop_session(session);
+            return Ok(Renewal::Gone);
+        };
+        match parse_go_duration(&entry.ttl) {
+            Some(ttl) if !ttl.is_zero() => Ok(Renewal::Renewed { ttl }),
+            _ => Err(BackendError::new(ErrorKind::Invalid, "renewing the session: Consul keeps it without a ttl")),
+        }
+    }
+
+    async fn audit(&self, session: &SessionId, claims: &[Granted]) -> Result<Vec<Interference>, BackendError> {
+        let mut found = Vec::new();
+        for batch in claims.chunks(BATCH) {
+            let asked = Asked { what: "looking after held keys", writes: false, needs: Needs::KeyRead("") };
+            let ops: Vec<_> = batch.iter().map(|granted| Op::check_session(granted.claim.key.as_str(), session)).collect();
+            let Err(errors) = self.shared.txn(asked, &ops).await? else { continue };
+            for error in errors {
+                let Some(granted) = batch.get(error.op_index) else { continue };
+                let gone = error.what.contains("doesn't exist");
+                let cause = if gone { Cause::KeyDeleted } else { Cause::TakenOver };
+                found.push(Interference { claim: granted.claim.id, cause });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn close(&self, session: &SessionId) -> Result<(), BackendError> {
+        self.shared.api.destroy_session(session).await?;
+        self.shared.notes().drop_session(session);
+        Ok(())
+    }
+
+    async fn claim(&self, session: &SessionId, claim: &Claim, _: Place) -> Result<Standing, BackendError> {
+        let shared = &self.shared;
+        shared.check(claim)?;
+        let value = encode_value(&claim.published());
+        // An earlier copy without an answer may have been applied: look before another guard is sent.
+        let unanswered = shared.notes().claim(claim.id).is_some();
+        let (known, guess) = {
+            let notes = shared.notes();
+            (notes.key(&claim.key), notes.guess())
+        };
+        let mut guard = if unanswered { None } else { known.or(guess) };
+        let met = known.is_some();
+        for _ in 0..3 {
+            if let Some(guard) = guard.take() {
+                match shared.attempt(session, claim, &value, guard).await? {
+                    Attempted::Held(token) => return Ok(Standing::Held { token }),
+                    Attempted::SessionGone => return Ok(Standing::SessionGone),
+                    Attempted::Delayed => return Ok(Standing::Delayed { at_most: LONGEST_DELAY }),
+                    Attempted::Refused => {}
+                }
+            }
+            let look = shared.look(session, &claim.key, claim.id).await?;
+            if !met {
+                shared.notes().met(!matches!(look, Look::Free(Known::Absent)));
+            }
+            match look {
+                Look::Ours { index } => return Ok(Standing::Held { token: shared.granted(session, claim, index)? }),
+                Look::Taken { holder, index } => {
+                    return Ok(Standing::Busy { holder: Some(*holder), cursor: Cursor(index) });
+                }
+                Look::Free(known) => guard = Some(known),
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "claiming the key: others were faster again and again"))
+    }
+
+    async fn wait(&self, _: &SessionId, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
+        let shared = &self.shared;
+        let (entry, index) = shared.watches.wait(&shared.api, &claim.key, Some(cursor.0)).await?;
+        // An index that went back says nothing of what came in between: look anew.
+        let cursor = Cursor(if index < cursor.0 { 0 } else { index });
+        let hint = match entry {
+            Some(entry) if entry.holder_session().is_some() => Hint::StillHeld { holder: Some(entry.holder()) },
+            Some(entry) if entry.is_lock() => {
+                shared.notes().learn(&claim.key, Known::At(entry.modify_index));
+                Hint::MaybeFree
+            }
+            Some(_) | None => {
+                shared.notes().forget(&claim.key);
+                Hint::MaybeFree
+            }
+        };
+        Ok(Woken { cursor, hint })
+    }
+
+    async fn confirm(&self, _: &SessionId, _: &Claim, _: Cursor) -> Result<Standing, BackendError> {
+        Err(BackendError::unsupported("confirm"))
+    }
+
+    async fn release(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
+        let shared = &self.shared;
+        let note = shared.notes().claim(claim.id);
+        let state = note.as_ref().map(|note| note.state);
+        let published = match note.and_then(|note| note.amended) {
+            Some(amended) => amended,
+            None => claim.published(),
+        };
+        let value = encode_value(&published);
+        if let Some(ClaimState::Held { index, .. }) = state {
+            shared.notes().note(claim.id, session, ClaimState::Releasing);
+            if shared.unlock(session, claim, index, &value).await? {
+                shared.notes().drop_claim(claim.id);
+                return Ok(Release::Released);
+            }
+        }
+        // A failed check proves nothing: read, and act on what is there.
+        for _ in 0..3 {
+            let entry = shared.read(&claim.key).await?;
+            let free_at = match &entry {
+                None => Some(Known::Absent),
+                Some(entry) if entry.holder_session().is_none() => Some(Known::At(entry.modify_index)),
+                Some(entry) if entry.holder_session() == Some(session.as_str()) && carries(entry, claim.id) => {
+                    let value = entry.value.clone().unwrap_or_default();
+                    if shared.unlock(session, claim, entry.modify_index, &value).await? {
+                        shared.notes().drop_claim(claim.id);
+                        return Ok(Release::Released);
+                    }
+                    continue;
+                }
+                // Held by another grant: the index has moved past every guard of ours.
+                Some(_) => None,
+            };
+            let foreign = entry.as_ref().is_some_and(|entry| !entry.is_lock());
+            let may_arrive = match (state, free_at) {
+                (_, None) => false,
+                _ if foreign => false,
+                (Some(ClaimState::Sent(guard)), Some(free_at)) => guard == free_at,
+                // It was answered, so every copy of it was guarded by an index that is gone.
+                (Some(ClaimState::Held { .. } | ClaimState::Releasing), _) => false,
+                (None, Some(_)) => true,
+            };
+            let fenced = match free_at {
+                Some(guard) if may_arrive => shared.fence(session, claim, guard, entry.as_ref()).await?,
+                _ => true,
+            };
+            if fenced {
+                shared.notes().drop_claim(claim.id);
+                // Our own release may have been applied without its answer: the value still tells whose grant was the last.
+                let ours = state == Some(ClaimState::Releasing) && entry.is_some_and(|entry| carries(&entry, claim.id));
+                return Ok(if ours { Release::Released } else { Release::NotHeld });
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "releasing the key: it changed again and again"))
+    }
+
+    async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {
+        let mut inspection = Inspection::default();
+        if let Some(entry) = self.shared.read(key).await?
+            && (entry.holder_session().is_some() || !entry.is_lock())
+        {
+            inspection.holders.push(entry.holder());
+        }
+        Ok(inspection)
+    }
+
+    async fn disturbed(
+        &self,
+        session: &SessionId,
+        granted: Option<&Granted>,
+        cursor: Option<Cursor>,
+    ) -> Result<Cursor, BackendError> {
+        let shared = &self.shared;
+        let _permit = shared.watches.disturbances.acquire().await;
+        let Some(granted) = granted else {
+            let mut index = cursor.map(|cursor| cursor.0);
+            loop {
+                let (shown, now) = shared.api.session_info(session, index).await?;
+                // Not shown may also mean that the token must not see it: core asks by a renewal.
+                if !shown || index.is_some_and(|index| now != index) {
+                    return Ok(Cursor(now));
+                }
+                index = Some(now);
+            }
+        };
+        let index = granted.token.get().max(cursor.map_or(0, |cursor| cursor.0));
+        loop {
+            let (entry, now) = shared.api.wait_key(&granted.claim.key, Some(index)).await?;
+            let same = entry.is_some_and(|entry| entry.modify_index <= index && entry.holder_session() == Some(session.as_str()));
+            if !same || now < index {
+                return Ok(Cursor(now));
+            }
+        }
+    }
+
+    async fn amend(&self, session: &SessionId, claim: &Claim, metadata: &Metadata) -> Result<bool, BackendError> {
+        let shared = &self.shared;
+        let mut amended = claim.clone();
+        amended.metadata = Some(Arc::new(metadata.clone()));
+        let published = amended.published();
+        fits(&published)?;
+        let value = encode_value(&published);
+        for _ in 0..3 {
+            let Look::Ours { index } = shared.look(session, &claim.key, claim.id).await? else { return Ok(false) };
+            let key = claim.key.as_str();
+            let asked = Asked { what: "changing the metadata", writes: true, needs: Needs::KeyWrite(key) };
+            let ops = [Op::check_session(key, session), Op::cas(key, index, &value, LOCK_FLAGS)];
+            if let Ok(entries) = shared.txn(asked, &ops).await? {
+                let index = entries.last().map_or(index, |entry| entry.modify_index);
+                shared.notes().amended(claim.id, published, index);
+                return Ok(true);
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "changing the metadata: the key changed again and again"))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(Key, Holder)>, BackendError> {
+        let _permit = self.shared.watches.short.acquire().await;
+        let entries = self.shared.api.list_keys(prefix).await?;
+        let held = entries.iter().filter(|entry| entry.is_lock() && entry.holder_session().is_some());
+        let mut held: Vec<_> = held.filter_map(|entry| Some((Key::new(&entry.key).ok()?, entry.holder()))).collect();
+        held.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(held)
+    }
+
+    async fn changed(&self, key: &Key, cursor: Option<Cursor>) -> Result<Cursor, BackendError> {
+        let shared = &self.shared;
+        let (_, index) = shared.watches.wait(&shared.api, key, cursor.map(|cursor| cursor.0)).await?;
+        Ok(Cursor(index))
+    }
+
+    async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
+        let shared = &self.shared;
+        let Some(entry) = shared.read(key).await? else { return Ok(false) };
+        if !entry.is_lock() {
+            return Err(conflict(key, entry.flags));
+        }
+        // The token is the index of the grant; a key whose metadata was amended since shows a later one as its token.
+        let (Some(session), true) = (entry.holder_session(), entry.modify_index == token.get()) else { return Ok(false) };
+        let session = SessionId::new(session);
+        let asked = Asked { what: "releasing by force", writes: true, needs: Needs::KeyWrite(key.as_str()) };
+        let value = entry.value.clone().unwrap_or_default();
+        let ops = [Op::check_index(key.as_str(), entry.modify_index), Op::unlock(key.as_str(), &session, &value, LOCK_FLAGS)];
+        Ok(shared.txn(asked, &ops).await?.is_ok())
+    }
+}

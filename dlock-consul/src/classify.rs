@@ -1,0 +1,165 @@
+//! What a status and a body of Consul's mean for the caller.
+
+use dlock_core::{BackendError, ErrorKind};
+use reqwest::StatusCode;
+
+use crate::wire::parse_go_duration;
+
+/// What was asked for, and what it needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    /// In words, for messages.
+    pub(crate) what: &'static str,
+    /// Whether it may change the store.
+    pub(crate) writes: bool,
+    /// The permission it needs.
+    pub(crate) needs: Needs<'a>,
+}
+
+/// The ACL rule without which a request is refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Needs<'a> {
+    SessionWrite,
+    SessionRead,
+    KeyWrite(&'a str),
+    KeyRead(&'a str),
+}
+
+impl Needs<'_> {
+    fn rule(self) -> String {
+        match self {
+            Self::SessionWrite => {
+                r#"session_prefix "" { policy = "write" }, or session "<node>" with the name of the agent's node"#.to_owned()
+            }
+            Self::SessionRead => r#"session_prefix "" { policy = "read" }"#.to_owned(),
+            Self::KeyWrite(key) => format!(r#"key "{key}" {{ policy = "write" }}"#),
+            Self::KeyRead(key) => format!(r#"key "{key}" {{ policy = "read" }}"#),
+        }
+    }
+}
+
+/// An answer other than success, as an error.
+pub(crate) fn status(asked: Asked<'_>, status: StatusCode, body: &str) -> BackendError {
+    let body = body.trim();
+    let unsure = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient };
+    let kind = match status.as_u16() {
+        403 => return denied(asked, body),
+        413 => ErrorKind::Invalid,
+        429 | 503 => ErrorKind::Overloaded,
+        300..=399 | 400 | 404 | 405 => ErrorKind::Invalid,
+        500 if is_definitive(body) => return definitive(asked, body),
+        _ => unsure,
+    };
+    BackendError::new(kind, format!("{}: Consul answered {} {}", asked.what, status.as_u16(), excerpt(body)))
+}
+
+/// A request that brought no answer.
+pub(crate) fn transport(asked: Asked<'_>, error: reqwest::Error) -> BackendError {
+    let error = error.without_url();
+    let (kind, how) = if error.is_connect() {
+        (ErrorKind::Transient, "no connection to Consul")
+    } else if error.is_builder() {
+        (ErrorKind::Invalid, "the request cannot be made")
+    } else if error.is_timeout() {
+        (if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient }, "Consul did not answer in time")
+    } else {
+        (if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient }, "the connection to Consul broke")
+    };
+    BackendError::new(kind, format!("{}: {how}", asked.what)).caused_by(error)
+}
+
+/// An answer that is not what the API promises.
+pub(crate) fn unreadable(asked: Asked<'_>, error: serde_json::Error) -> BackendError {
+    let kind = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient };
+    BackendError::new(kind, format!("{}: the answer is not Consul's", asked.what)).caused_by(error)
+}
+
+/// A permission is missing; a transaction says so in its own errors, everything else by status 403.
+pub(crate) fn denied(asked: Asked<'_>, body: &str) -> BackendError {
+    let message = if body.contains("ACL not found") {
+        format!("{}: Consul does not know the token; set CONSUL_HTTP_TOKEN, or wait if it was made just now", asked.what)
+    } else {
+        format!("{}: permission denied; the token needs {}", asked.what, asked.needs.rule())
+    };
+    BackendError::new(ErrorKind::Denied, message)
+}
+
+fn is_definitive(body: &str) -> bool {
+    ["Permission denied", "ACL not found", "Invalid Session TTL", "Missing check", "is in critical state", "No path to datacenter"]
+        .iter()
+        .chain(&["Missing node registration", "Invalid Behavior", "failed session lookup", "missing session"])
+        .any(|text| body.contains(text))
+}
+
+fn definitive(asked: Asked<'_>, body: &str) -> BackendError {
+    if body.contains("Permission denied") || body.contains("ACL not found") {
+        return denied(asked, body);
+    }
+    if let Some((min, max)) = ttl_range(body) {
+        let message = format!("{}: this Consul accepts a ttl from {min:?} to {max:?} (session_ttl_min)", asked.what);
+        return BackendError::new(ErrorKind::Invalid, message);
+    }
+    // A check may be missing or critical for a moment only, right after an agent has started.
+    let kind = if body.contains("heck") { ErrorKind::Transient } else { ErrorKind::Invalid };
+    BackendError::new(kind, format!("{}: Consul answered {}", asked.what, excerpt(body)))
+}
+
+/// The bounds in `Invalid Session TTL '9000000000', must be between [10s=24h0m0s]`.
+fn ttl_range(body: &str) -> Option<(std::time::Duration, std::time::Duration)> {
+    let (_, range) = body.split_once("must be between [")?;
+    let (min, max) = range.split_once(']')?.0.split_once('=')?;
+    Some((parse_go_duration(min)?, parse_go_duration(max)?))
+}
+
+/// So much of a body as fits into a line.
+fn excerpt(body: &str) -> String {
+    let line = body.lines().next().unwrap_or_default();
+    line.chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRITE: Asked<'_> = Asked { what: "claiming", writes: true, needs: Needs::KeyWrite("locks/a") };
+    const READ: Asked<'_> = Asked { what: "reading", writes: false, needs: Needs::KeyRead("locks/a") };
+
+    fn kind(asked: Asked<'_>, code: u16, body: &str) -> ErrorKind {
+        status(asked, StatusCode::from_u16(code).unwrap(), body).kind()
+    }
+
+    #[test]
+    fn every_status_has_its_meaning() {
+        for (code, body, expected) in [
+            (400, "Invalid query parameter: \"ns\"", ErrorKind::Invalid),
+            (403, "Permission denied", ErrorKind::Denied),
+            (403, "ACL not found", ErrorKind::Denied),
+            (413, "Request body too large", ErrorKind::Invalid),
+            (429, "Your IP is issuing too many concurrent connections", ErrorKind::Overloaded),
+            (500, "No cluster leader", ErrorKind::Ambiguous),
+            (500, "rpc error making call: EOF", ErrorKind::Ambiguous),
+            (500, "rpc error making call: Permission denied", ErrorKind::Denied),
+            (500, "Invalid Session TTL '9000000000', must be between [10s=24h0m0s]", ErrorKind::Invalid),
+            (500, "No path to datacenter", ErrorKind::Invalid),
+            (503, "rate limit exceeded for operation that can only be performed by the leader", ErrorKind::Overloaded),
+            (301, "", ErrorKind::Invalid),
+            (502, "bad gateway", ErrorKind::Ambiguous),
+        ] {
+            assert_eq!(kind(WRITE, code, body), expected, "{code} {body}");
+        }
+    }
+
+    #[test]
+    fn a_failed_read_has_changed_nothing() {
+        assert_eq!(kind(READ, 500, "No cluster leader"), ErrorKind::Transient);
+    }
+
+    #[test]
+    fn messages_name_what_is_missing() {
+        let denied = status(WRITE, StatusCode::FORBIDDEN, "Permission denied").to_string();
+        assert!(denied.contains(r#"key "locks/a" { policy = "write" }"#), "{denied}");
+        let range = "Invalid Session TTL '9000000000', must be between [10s=24h0m0s]";
+        let range = status(WRITE, StatusCode::INTERNAL_SERVER_ERROR, range).to_string();
+        assert!(range.contains("from 10s to 86400s"), "{range}");
+    }
+}

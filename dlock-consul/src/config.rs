@@ -1,0 +1,379 @@
+//! Where Consul is and how to speak to it: options, environment, URL.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine;
+use dlock_core::TtlRange;
+use thiserror::Error;
+use url::Url;
+
+/// Options of a [`Consul`](crate::Consul) backend. Secrets are never shown by `Debug`.
+#[derive(Clone)]
+pub struct ConsulOptions {
+    pub(crate) address: Address,
+    pub(crate) token: Option<String>,
+    pub(crate) basic_auth: Option<(String, String)>,
+    pub(crate) ca_certificate: Option<PathBuf>,
+    pub(crate) verify: bool,
+    pub(crate) attempt: Duration,
+    pub(crate) max_connections: usize,
+    pub(crate) ttl: TtlRange,
+}
+
+/// Where the agent listens.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Address {
+    Http(Url),
+    Unix(PathBuf),
+}
+
+impl Default for ConsulOptions {
+    fn default() -> Self {
+        Self {
+            address: Address::Http(Url::parse(Self::DEFAULT_URL).expect("the default address is a URL")),
+            token: None,
+            basic_auth: None,
+            ca_certificate: None,
+            verify: true,
+            attempt: Self::DEFAULT_ATTEMPT,
+            max_connections: Self::DEFAULT_MAX_CONNECTIONS,
+            ttl: TtlRange { min: Duration::from_secs(10), max: Duration::from_secs(86_400) },
+        }
+    }
+}
+
+impl ConsulOptions {
+    const DEFAULT_URL: &'static str = "http://127.0.0.1:8500/";
+    /// How long a request that does not wait may take. Core gives up earlier where its ttl demands it.
+    pub const DEFAULT_ATTEMPT: Duration = Duration::from_secs(3);
+    /// How many connections are opened at most. Consul allows 200 per client address by default.
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 64;
+    /// The least number of connections that [`max_connections`](Self::max_connections) accepts.
+    pub const LEAST_MAX_CONNECTIONS: usize = 8;
+
+    /// Options for the local agent, nothing from the environment.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Options from the environment, as Consul's own tools read it; an empty variable counts as unset.
+    ///
+    /// `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE` (wins over the token), `CONSUL_HTTP_AUTH`, `CONSUL_HTTP_SSL`,
+    /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`. Unlike Go's client, a switch that cannot be read is an error, not "false".
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_lookup(|name| std::env::var(name).ok())
+    }
+
+    pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let get = |name: &'static str| lookup(name).filter(|value| !value.is_empty());
+        let mut options = Self::default();
+        for name in UNSUPPORTED {
+            if get(name).is_some() {
+                return Err(ConfigError::Unsupported { name });
+            }
+        }
+        if let Some(address) = get("CONSUL_HTTP_ADDR") {
+            options = options.address(&address)?;
+        }
+        if switch("CONSUL_HTTP_SSL", get("CONSUL_HTTP_SSL"))? == Some(true)
+            && let Address::Http(url) = &mut options.address
+        {
+            _ = url.set_scheme("https");
+        }
+        if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", get("CONSUL_HTTP_SSL_VERIFY"))? {
+            options.verify = verify;
+        }
+        options.ca_certificate = get("CONSUL_CACERT").map(PathBuf::from);
+        options.token = get("CONSUL_HTTP_TOKEN");
+        if let Some(path) = get("CONSUL_HTTP_TOKEN_FILE") {
+            options = options.token_file(path)?;
+        }
+        if let Some(auth) = get("CONSUL_HTTP_AUTH") {
+            let (user, password) = auth.split_once(':').unwrap_or((&auth, ""));
+            options.basic_auth = Some((user.to_owned(), password.to_owned()));
+        }
+        Ok(options)
+    }
+
+    /// Options from the environment, with the address from a URL: `consul://host:port`, `consul+https://host:port` or
+    /// `consul+unix:///path`.
+    pub fn from_url(url: &str) -> Result<Self, ConfigError> {
+        Self::from_env()?.at_url(url)
+    }
+
+    pub(crate) fn at_url(self, url: &str) -> Result<Self, ConfigError> {
+        let address = match url.split_once("://") {
+            Some(("consul" | "consul+http", rest)) => format!("http://{rest}"),
+            Some(("consul+https", rest)) => format!("https://{rest}"),
+            Some(("consul+unix", rest)) => format!("unix://{rest}"),
+            _ => return Err(ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }),
+        };
+        self.address(&address)
+    }
+
+    /// The agent's address: `host:port`, `http://host:port`, `https://host:port` or `unix:///path`. Defaults to `127.0.0.1:8500`.
+    pub fn address(mut self, address: &str) -> Result<Self, ConfigError> {
+        let refuse = |reason| ConfigError::Address { address: redacted(address), reason };
+        if let Some(path) = address.strip_prefix("unix://") {
+            if !path.starts_with('/') {
+                return Err(refuse("a socket is named by an absolute path, as in unix:///run/consul.sock"));
+            }
+            self.address = Address::Unix(path.into());
+            return Ok(self);
+        }
+        let full = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let url = Url::parse(&full).map_err(|_| refuse("it is no URL; use for example http://127.0.0.1:8500"))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(refuse("its scheme must be http, https or unix"));
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(refuse("it names no host; use for example http://127.0.0.1:8500"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(refuse("it must not hold a user or password; set CONSUL_HTTP_TOKEN or CONSUL_HTTP_AUTH instead"));
+        }
+        if url.query().is_some() || url.fragment().is_some() || !matches!(url.path(), "" | "/") {
+            return Err(refuse("it must end after the port"));
+        }
+        self.address = Address::Http(url);
+        Ok(self)
+    }
+
+    /// The ACL token to send. Defaults to none, which is Consul's anonymous token.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Reads the ACL token from a file, once and now.
+    pub fn token_file(mut self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File {
+            path: path.to_owned(),
+            what: "the token",
+            source,
+        })?;
+        self.token = Some(text.trim().to_owned());
+        Ok(self)
+    }
+
+    /// A user and password for a proxy before the agent, sent as basic authentication. Defaults to none.
+    #[must_use]
+    pub fn basic_auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.basic_auth = Some((user.into(), password.into()));
+        self
+    }
+
+    /// A file of certificates, in PEM, that alone are trusted to sign the agent's. Defaults to those that the system trusts.
+    #[must_use]
+    pub fn ca_certificate(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_certificate = Some(path.into());
+        self
+    }
+
+    /// How long a request that does not wait may take. Defaults to 3 s.
+    #[must_use]
+    pub fn attempt_limit(mut self, limit: Duration) -> Self {
+        self.attempt = limit;
+        self
+    }
+
+    /// How many connections are opened at most; keys that wait beyond that share batched reads. Defaults to 64; fewer than 8 count as 8.
+    #[must_use]
+    pub fn max_connections(mut self, most: usize) -> Self {
+        self.max_connections = most.max(Self::LEAST_MAX_CONNECTIONS);
+        self
+    }
+
+    /// The session lifetimes that the servers accept, for servers with another `session_ttl_min`. Defaults to 10 s to 24 h.
+    #[must_use]
+    pub fn ttl_range(mut self, ttl: TtlRange) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    pub(crate) fn authorization(&self) -> Option<String> {
+        let (user, password) = self.basic_auth.as_ref()?;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        Some(format!("Basic {encoded}"))
+    }
+}
+
+impl fmt::Debug for ConsulOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsulOptions")
+            .field("address", &self.address.to_string())
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("basic_auth", &self.basic_auth.as_ref().map(|_| "…"))
+            .field("ca_certificate", &self.ca_certificate)
+            .field("verify", &self.verify)
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(url) => f.write_str(url.as_str().trim_end_matches('/')),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+const NOT_CONSUL: &str = "use consul://host:port, consul+https://host:port or consul+unix:///path";
+
+/// Variables of Consul's tools that change where requests go or how they are signed; ignoring one silently would be wrong.
+const UNSUPPORTED: [&str; 6] =
+    ["CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_CAPATH", "CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
+
+fn switch(name: &'static str, value: Option<String>) -> Result<Option<bool>, ConfigError> {
+    match value.as_deref() {
+        None => Ok(None),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
+        Some(_) => Err(ConfigError::Switch { name }),
+    }
+}
+
+/// The address without what might be a secret in it.
+fn redacted(address: &str) -> String {
+    match address.rsplit_once('@') {
+        Some((_, host)) => format!("…@{host}"),
+        None => address.split('?').next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The address is none of an agent.
+    #[error("{address:?} is no address of a Consul agent: {reason}")]
+    Address {
+        /// The refused address, without secrets.
+        address: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A switch is neither true nor false.
+    #[error("{name} must be true or false")]
+    Switch {
+        /// The variable.
+        name: &'static str,
+    },
+    /// A variable is set that this backend does not follow.
+    #[error("{name} is set, but not supported; unset it for this program, or put a local agent in between")]
+    Unsupported {
+        /// The variable.
+        name: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {what} from {}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What was to be read from it.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The certificates cannot be used.
+    #[error("{} holds no certificate in PEM that can be used", path.display())]
+    Certificate {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The token holds characters that no header can carry.
+    #[error("the {what} holds characters that cannot be sent")]
+    Secret {
+        /// Token or password.
+        what: &'static str,
+    },
+    /// The HTTP client cannot be set up.
+    #[error("the HTTP client cannot be set up")]
+    Client(#[source] reqwest::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(pairs: &[(&str, &str)]) -> Result<ConsulOptions, ConfigError> {
+        ConsulOptions::from_lookup(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn nothing_set_means_the_local_agent() {
+        let options = from(&[("CONSUL_HTTP_ADDR", ""), ("CONSUL_HTTP_TOKEN", "")]).unwrap();
+        assert_eq!(options.address.to_string(), "http://127.0.0.1:8500");
+        assert!(options.token.is_none() && options.verify);
+    }
+
+    #[test]
+    fn addresses_are_read_as_consuls_tools_do() {
+        for (given, read) in [
+            ("10.0.0.1:8500", "http://10.0.0.1:8500"),
+            ("http://consul:8500/", "http://consul:8500"),
+            ("https://consul:8501", "https://consul:8501"),
+            ("unix:///run/consul.sock", "unix:///run/consul.sock"),
+        ] {
+            assert_eq!(from(&[("CONSUL_HTTP_ADDR", given)]).unwrap().address.to_string(), read);
+        }
+        let secure = from(&[("CONSUL_HTTP_ADDR", "consul:8501"), ("CONSUL_HTTP_SSL", "true")]).unwrap();
+        assert_eq!(secure.address.to_string(), "https://consul:8501");
+    }
+
+    #[test]
+    fn bad_addresses_say_what_would_be_right_and_hide_secrets() {
+        for (given, hint) in [
+            ("tcp://x:1", "scheme must be"),
+            ("http://user:hunter2@x:1", "CONSUL_HTTP_TOKEN"),
+            ("unix://relative", "absolute path"),
+            ("http://x:1/prefix", "end after the port"),
+            ("http://", "http://127.0.0.1:8500"),
+        ] {
+            let error = from(&[("CONSUL_HTTP_ADDR", given)]).unwrap_err().to_string();
+            assert!(error.contains(hint) && !error.contains("hunter2"), "{given}: {error}");
+        }
+        let error = ConsulOptions::new().at_url("redis://x").unwrap_err().to_string();
+        assert!(error.contains("consul://host:port"), "{error}");
+    }
+
+    #[test]
+    fn a_switch_that_cannot_be_read_never_turns_verification_off() {
+        assert!(matches!(from(&[("CONSUL_HTTP_SSL_VERIFY", "flase")]), Err(ConfigError::Switch { .. })));
+        assert!(!from(&[("CONSUL_HTTP_SSL_VERIFY", "0")]).unwrap().verify);
+    }
+
+    #[test]
+    fn a_token_file_wins_and_must_be_readable() {
+        let path = std::env::temp_dir().join(format!("dlock-token-{}", std::process::id()));
+        std::fs::write(&path, " from-file \n").unwrap();
+        let pairs = [("CONSUL_HTTP_TOKEN", "plain"), ("CONSUL_HTTP_TOKEN_FILE", path.to_str().unwrap())];
+        assert_eq!(from(&pairs).unwrap().token.as_deref(), Some("from-file"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(from(&pairs), Err(ConfigError::File { .. })));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let options = from(&[("CONSUL_HTTP_TOKEN", "hunter2"), ("CONSUL_HTTP_AUTH", "user:hunter3")]).unwrap();
+        let shown = format!("{options:?}");
+        assert!(!shown.contains("hunter"), "{shown}");
+        assert_eq!(options.authorization().unwrap(), "Basic dXNlcjpodW50ZXIz");
+    }
+
+    #[test]
+    fn what_is_not_followed_is_refused_by_name() {
+        let error = from(&[("CONSUL_NAMESPACE", "team")]).unwrap_err().to_string();
+        assert!(error.contains("CONSUL_NAMESPACE"), "{error}");
+    }
+}

@@ -1,0 +1,146 @@
+//! Waiting for many keys with few connections: the first so many wait by themselves, all others share batched reads.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use dlock_core::{BackendError, Key};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+
+use crate::api::Api;
+use crate::classify::{Asked, Needs};
+use crate::wire::{Entry, Op};
+
+/// The connections that waiting requests may use, and the reads that the others share.
+#[derive(Debug)]
+pub(crate) struct Watches {
+    /// For waiting claims.
+    pub(crate) waits: Semaphore,
+    /// For the session and the held keys.
+    pub(crate) disturbances: Semaphore,
+    /// For requests that are answered at once.
+    pub(crate) short: Semaphore,
+    shared: SharedReads,
+}
+
+/// Keys that are read together, by whichever waiter has the turn.
+#[derive(Debug)]
+struct SharedReads {
+    /// Each key with the number of its waiters.
+    wanted: Mutex<HashMap<Key, usize>>,
+    /// Whoever has it reads for all; given up with the waiter's future.
+    turn: AsyncMutex<()>,
+    seen: watch::Sender<HashMap<Key, Option<Entry>>>,
+}
+
+impl Watches {
+    /// Divides a budget of connections. Two are left for sessions.
+    pub(crate) fn new(max_connections: usize) -> Self {
+        let rest = max_connections - 2;
+        let disturbances = 17.min(rest / 3);
+        let short = ((rest - disturbances) / 3).max(1);
+        let shared = SharedReads { wanted: Mutex::default(), turn: AsyncMutex::default(), seen: watch::Sender::default() };
+        Self {
+            waits: Semaphore::new(rest - disturbances - short),
+            disturbances: Semaphore::new(disturbances),
+            short: Semaphore::new(short),
+            shared,
+        }
+    }
+
+    /// The key once its index is greater than `index`, or it is gone; on a connection of its own if one is left.
+    pub(crate) async fn wait(&self, api: &Api, key: &Key, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
+        match self.waits.try_acquire() {
+            Ok(_permit) => api.wait_key(key, index).await,
+            Err(_) => self.shared.wait(self, api, key, index.unwrap_or(0)).await,
+        }
+    }
+}
+
+impl SharedReads {
+    /// How long between two reads. A wait that shares a connection learns of a release so much later at most.
+    const PACE: Duration = Duration::from_millis(500);
+    /// The most operations that a transaction takes.
+    const BATCH: usize = 64;
+
+    /// Free to drop: the turn passes to another waiter.
+    async fn wait(&self, all: &Watches, api: &Api, key: &Key, index: u64) -> Result<(Option<Entry>, u64), BackendError> {
+        let _wanted = Wanted::new(self, key);
+        let mut seen = self.seen.subscribe();
+        loop {
+            if let Some(found) = seen.borrow_and_update().get(key) {
+                match found {
+                    None => return Ok((None, index)),
+                    Some(entry) if entry.modify_index != index => return Ok((Some(entry.clone()), entry.modify_index)),
+                    Some(_) => {}
+                }
+            }
+            tokio::select! {
+                biased;
+                _ = seen.changed() => {}
+                turn = self.turn.lock() => {
+                    let found = self.read(all, api).await?;
+                    _ = self.seen.send_replace(found);
+                    tokio::time::sleep(Self::PACE).await;
+                    drop(turn);
+                }
+            }
+        }
+    }
+
+    async fn read(&self, all: &Watches, api: &Api) -> Result<HashMap<Key, Option<Entry>>, BackendError> {
+        let mut keys: Vec<Key> = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let mut found = HashMap::new();
+        while !keys.is_empty() {
+            let batch: Vec<Key> = keys.drain(..keys.len().min(Self::BATCH)).collect();
+            let ops: Vec<Op<'_>> = batch.iter().map(|key| Op::get(key.as_str())).collect();
+            let asked = Asked { what: "waiting for keys", writes: false, needs: Needs::KeyRead("") };
+            let permit = all.short.acquire().await;
+            let reply = api.txn(asked, &ops).await?;
+            drop(permit);
+            match reply {
+                Ok(results) => {
+                    let entries = results.into_iter().filter_map(|result| Some((Key::new(&result.kv.key).ok()?, Some(result.kv))));
+                    found.extend(entries);
+                }
+                // A key that is gone fails the whole read: it is news for its waiters, and the others are asked for again.
+                Err(errors) => {
+                    let gone: Vec<usize> = errors.iter().map(|error| error.op_index).collect();
+                    for (place, key) in batch.into_iter().enumerate() {
+                        if gone.contains(&place) {
+                            found.insert(key, None);
+                        } else if !gone.is_empty() {
+                            keys.push(key);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Counts a waiter of a key in, and out when dropped.
+struct Wanted<'a> {
+    shared: &'a SharedReads,
+    key: &'a Key,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(shared: &'a SharedReads, key: &'a Key) -> Self {
+        *shared.wanted.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default() += 1;
+        Self { shared, key }
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiters) = wanted.get_mut(self.key) {
+            *waiters -= 1;
+            if *waiters == 0 {
+                wanted.remove(self.key);
+            }
+        }
+    }
+}
