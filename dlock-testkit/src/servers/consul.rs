@@ -1,0 +1,407 @@
+//! Real Consul agents.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::binary::{self, MissingBinary};
+use super::http::http;
+use super::tls::{self, TlsFiles};
+
+/// A running Consul agent; killed when dropped, its data removed.
+#[derive(Debug)]
+pub struct ConsulAgent {
+    child: Child,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    folder: Folder,
+    ports: Ports,
+    tls: Option<TlsFiles>,
+    token: Option<String>,
+}
+
+/// What an agent is to be like.
+#[derive(Clone, Debug)]
+pub struct ConsulBuilder {
+    ttl_min: Option<String>,
+    acl: bool,
+    tls: bool,
+    unix_socket: bool,
+    persistent: bool,
+    /// Of how many servers, with the ports of the others to join.
+    cluster: Option<(usize, Vec<u16>)>,
+}
+
+impl Default for ConsulBuilder {
+    fn default() -> Self {
+        Self { ttl_min: Some("200ms".to_owned()), acl: false, tls: false, unix_socket: false, persistent: false, cluster: None }
+    }
+}
+
+/// Why there is no agent.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// There is no binary.
+    #[error(transparent)]
+    Missing(#[from] MissingBinary),
+    /// The machine refused.
+    #[error("cannot set up a Consul agent")]
+    Io(#[from] std::io::Error),
+    /// No certificates could be made.
+    #[error("cannot make certificates for a Consul agent")]
+    Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It did not come up; the end of its log says why.
+    #[error("the Consul agent did not come up within {waited:?}:\n{log}")]
+    NotReady {
+        /// How long was waited.
+        waited: Duration,
+        /// The last lines of its log.
+        log: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    http: u16,
+    https: u16,
+    server: u16,
+    serf: u16,
+}
+
+/// A folder that is removed when dropped.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// How long an agent may take to come up on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The token that may do everything on agents with ACLs.
+const ROOT_TOKEN: &str = "8f1f2c0e-6f0b-4b5e-9b0a-5d6f0c7d1e2a";
+
+impl ConsulAgent {
+    /// An agent with the defaults of [`ConsulBuilder`].
+    pub async fn start() -> Result<Self, StartError> {
+        Self::builder().start().await
+    }
+
+    /// Options for an agent.
+    pub fn builder() -> ConsulBuilder {
+        ConsulBuilder::default()
+    }
+
+    /// Where it listens for HTTP.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.http).into()
+    }
+
+    /// Its URL for `dlock::connect`.
+    pub fn url(&self) -> String {
+        format!("consul://{}", self.address())
+    }
+
+    /// Its URL over TLS, for agents that were started [with TLS](ConsulBuilder::tls).
+    pub fn tls_url(&self) -> String {
+        format!("consul+https://localhost:{}", self.ports.https)
+    }
+
+    /// The authority that signed its certificate, for agents with TLS.
+    pub fn ca_certificate(&self) -> Option<&Path> {
+        self.tls.as_ref().map(|files| files.ca.as_path())
+    }
+
+    /// Its unix socket, for agents with one.
+    pub fn unix_socket(&self) -> PathBuf {
+        self.folder.0.join("http.sock")
+    }
+
+    /// The token that may do everything, for agents with ACLs.
+    pub fn root_token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// A new token with these rules, for agents with ACLs.
+    pub fn token_with(&self, rules: &str) -> Result<String, StartError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("policy-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        self.run(&["acl", "policy", "create", "-name", &name, "-rules", rules])?;
+        let told = self.run(&["acl", "token", "create", "-policy-name", &name])?;
+        let secret = told.lines().find_map(|line| line.strip_prefix("SecretID:"));
+        let secret = secret.ok_or_else(|| std::io::Error::other(format!("no token in {told}")))?;
+        Ok(secret.trim().to_owned())
+    }
+
+    /// The `consul` command, to be run against this agent.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env("CONSUL_HTTP_ADDR", format!("http://{}", self.address())).stdin(Stdio::null());
+        command.env_remove("CONSUL_HTTP_TOKEN");
+        if let Some(token) = &self.token {
+            command.env("CONSUL_HTTP_TOKEN", token);
+        }
+        command
+    }
+
+    /// Runs the `consul` command to its end; what it printed.
+    pub fn run(&self, arguments: &[&str]) -> Result<String, StartError> {
+        let output = self.command().args(arguments).output()?;
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            return Err(std::io::Error::other(format!("consul {arguments:?}: {error}")).into());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Freezes the process: its sockets stay open and nothing is answered.
+    pub fn pause(&self) -> std::io::Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Lets a frozen process go on.
+    pub fn resume(&self) -> std::io::Result<()> {
+        self.signal("CONT")
+    }
+
+    /// Kills the process; its data stays until the handle is dropped.
+    pub fn kill(&mut self) -> std::io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(|_| ())
+    }
+
+    /// Starts the process again on the same ports and data, after it was killed.
+    pub async fn restart(&mut self) -> Result<(), StartError> {
+        _ = self.child.kill();
+        _ = self.child.wait();
+        self.child = spawn(&self.binary, &self.arguments, &self.folder.0)?;
+        self.ready().await
+    }
+
+    fn signal(&self, name: &str) -> std::io::Result<()> {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status()?;
+        if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("kill -{name} failed: {status}"))) }
+    }
+
+    /// Waits until the agent opens sessions: then it has a leader, and its node is registered.
+    async fn ready(&mut self) -> Result<(), StartError> {
+        let began = Instant::now();
+        let headers: Vec<(&str, &str)> = self.token.iter().map(|token| ("X-Consul-Token", token.as_str())).collect();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.http));
+        while began.elapsed() < PATIENCE {
+            let opened = http(address, "PUT", "/v1/session/create", &headers, r#"{"TTL":"86400s","NodeChecks":[]}"#).await;
+            if let Ok(reply) = opened
+                && reply.status == 200
+            {
+                let id = reply.body.split('"').nth(3).unwrap_or_default().to_owned();
+                _ = http(address, "PUT", &format!("/v1/session/destroy/{id}"), &headers, "").await;
+                return Ok(());
+            }
+            if self.child.try_wait()?.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let log = fs::read_to_string(self.folder.0.join("log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        let log = lines[lines.len().saturating_sub(12)..].join("\n");
+        Err(StartError::NotReady { waited: began.elapsed(), log })
+    }
+}
+
+impl Drop for ConsulAgent {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+impl ConsulBuilder {
+    /// The least session ttl that it accepts, as Consul spells durations. Defaults to 200 ms; `None` is Consul's own 10 s.
+    #[must_use]
+    pub fn ttl_min(mut self, ttl_min: Option<&str>) -> Self {
+        self.ttl_min = ttl_min.map(str::to_owned);
+        self
+    }
+
+    /// Turns ACLs on: nothing is allowed without a token.
+    #[must_use]
+    pub fn acl(mut self) -> Self {
+        self.acl = true;
+        self
+    }
+
+    /// Listens for HTTPS too, with a certificate of its own authority.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Listens on a unix socket too.
+    #[must_use]
+    pub fn with_unix_socket(mut self) -> Self {
+        self.unix_socket = true;
+        self
+    }
+
+    /// Keeps its data over a [restart](ConsulAgent::restart); takes a few seconds longer to come up.
+    #[must_use]
+    pub fn persistent(mut self) -> Self {
+        self.persistent = true;
+        self
+    }
+
+    /// Starts it, and returns when it opens sessions.
+    pub async fn start(self) -> Result<ConsulAgent, StartError> {
+        let mut last = None;
+        // Between choosing a port and listening on it another process may take it: then others are chosen.
+        for _ in 0..3 {
+            let mut agent = self.spawn(Ports::free()?)?;
+            match agent.ready().await {
+                Ok(()) => return Ok(agent),
+                Err(error @ StartError::NotReady { .. }) if error.to_string().contains("address already in use") => {
+                    last = Some(error)
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| std::io::Error::other("no free ports").into()))
+    }
+
+    fn spawn(&self, ports: Ports) -> Result<ConsulAgent, StartError> {
+        let binary = binary::consul()?;
+        let folder = Folder::new()?;
+        let tls = if self.tls { Some(tls::make(&folder.0).map_err(StartError::Certificates)?) } else { None };
+        let config = folder.0.join("config.hcl");
+        fs::write(&config, self.config(ports, &folder.0, tls.as_ref()))?;
+        let mut arguments =
+            vec!["agent".to_owned(), format!("-config-file={}", config.display()), format!("-node=n{}", ports.http)];
+        match &self.cluster {
+            None if !self.persistent => arguments.push("-dev".to_owned()),
+            None => arguments.extend(["-server".to_owned(), "-bootstrap-expect=1".to_owned()]),
+            Some((size, others)) => {
+                arguments.extend(["-server".to_owned(), format!("-bootstrap-expect={size}")]);
+                arguments.extend(others.iter().map(|port| format!("-retry-join=127.0.0.1:{port}")));
+            }
+        }
+        if self.persistent || self.cluster.is_some() {
+            arguments.push(format!("-data-dir={}", folder.0.join("data").display()));
+        }
+        let child = spawn(&binary, &arguments, &folder.0)?;
+        let token = self.acl.then(|| ROOT_TOKEN.to_owned());
+        Ok(ConsulAgent { child, binary, arguments, folder, ports, tls, token })
+    }
+
+    fn config(&self, ports: Ports, folder: &Path, tls: Option<&TlsFiles>) -> String {
+        let Ports { http, https, server, serf } = ports;
+        let https = if self.tls { i32::from(https) } else { -1 };
+        let mut config = format!(
+            "bind_addr = \"127.0.0.1\"\nadvertise_addr = \"127.0.0.1\"\nlog_level = \"WARN\"\ndisable_update_check = true\n\
+             performance {{ raft_multiplier = 1 }}\nlimits {{ http_max_conns_per_client = 400 }}\n\
+             ports {{ http = {http} https = {https} server = {server} serf_lan = {serf} serf_wan = -1 dns = -1 grpc = -1 }}\n"
+        );
+        if let Some(min) = &self.ttl_min {
+            config += &format!("session_ttl_min = \"{min}\"\n");
+        }
+        if self.acl {
+            config += &format!(
+                "acl {{ enabled = true default_policy = \"deny\" tokens {{ master = \"{ROOT_TOKEN}\" agent = \"{ROOT_TOKEN}\" }} }}\n"
+            );
+        }
+        if let Some(files) = tls {
+            config += &format!(
+                "ca_file = \"{}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n",
+                files.ca.display(),
+                files.certificate.display(),
+                files.key.display()
+            );
+        }
+        let socket = folder.join("http.sock");
+        let addresses = if self.unix_socket { format!("127.0.0.1 unix://{}", socket.display()) } else { "127.0.0.1".to_owned() };
+        config + &format!("addresses {{ http = \"{addresses}\" https = \"127.0.0.1\" }}\n")
+    }
+}
+
+/// Three or more servers that elect a leader among themselves.
+#[derive(Debug)]
+pub struct ConsulCluster {
+    agents: Vec<ConsulAgent>,
+}
+
+impl ConsulCluster {
+    /// Starts so many servers, and returns when all of them open sessions.
+    pub async fn start(size: usize) -> Result<Self, StartError> {
+        let ports: Vec<Ports> = (0..size).map(|_| Ports::free()).collect::<Result<_, _>>()?;
+        let mut agents = Vec::new();
+        for own in &ports {
+            let others = ports.iter().filter(|other| other.serf != own.serf).map(|other| other.serf).collect();
+            let builder = ConsulBuilder { cluster: Some((size, others)), ..ConsulBuilder::default() };
+            agents.push(builder.spawn(*own)?);
+        }
+        for agent in &mut agents {
+            agent.ready().await?;
+        }
+        Ok(Self { agents })
+    }
+
+    /// The servers.
+    pub fn agents(&mut self) -> &mut [ConsulAgent] {
+        &mut self.agents
+    }
+
+    /// The place of the leader among the servers, as the first that answers says.
+    pub async fn leader(&self) -> Option<usize> {
+        for agent in &self.agents {
+            let Ok(reply) = http(agent.address(), "GET", "/v1/status/leader", &[], "").await else { continue };
+            let leader = self.agents.iter().position(|agent| reply.body.contains(&format!(":{}\"", agent.ports.server)));
+            if leader.is_some() {
+                return leader;
+            }
+        }
+        None
+    }
+}
+
+impl Ports {
+    /// Ports that were free a moment ago.
+    fn free() -> std::io::Result<Self> {
+        let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+        let port = |n: usize| listeners[n].local_addr().map(|address| address.port());
+        Ok(Self { http: port(0)?, https: port(1)?, server: port(2)?, serf: port(3)? })
+    }
+}
+
+impl Folder {
+    fn new() -> std::io::Result<Self> {
+        let name = format!("dlock-consul-{}-{:016x}", std::process::id(), fastrand::u64(..));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+/// Starts the process so that it dies with this one where `setpriv` can arrange that; its output goes to a log in its folder.
+fn spawn(binary: &Path, arguments: &[String], folder: &Path) -> std::io::Result<Child> {
+    let log = File::options().create(true).append(true).open(folder.join("log"))?;
+    let errors = log.try_clone()?;
+    let mut command = if Path::new("/usr/bin/setpriv").exists() {
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(binary);
+        command
+    } else {
+        Command::new(binary)
+    };
+    for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_SSL"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+}

@@ -1,0 +1,13 @@
+//! Real servers as child processes, for tests that must not believe a fake.
+//!
+//! Each server has free ports and a data folder of its own, and is killed when its handle is dropped, or when the test process dies. A
+//! missing binary is an error that names the command which installs it; nothing is ever skipped.
+
+mod binary;
+mod consul;
+mod http;
+mod tls;
+
+pub use binary::MissingBinary;
+pub use consul::{ConsulAgent, ConsulBuilder, ConsulCluster, StartError};
+pub use http::{HttpReply, http};
