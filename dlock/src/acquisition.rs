@@ -33,6 +33,8 @@ pub(crate) async fn acquire(
     if engine.stopping.is_cancelled() {
         return Err(LockError::ShutDown);
     }
+    // What an ended runtime left undone may be what keeps the gate closed.
+    engine.keep_all();
     let started = engine.clock.now();
     let limit = if place == Place::Try { Some(TRY_LIMIT) } else { options.wait_at_most };
     let mut acquisition = Acquisition {

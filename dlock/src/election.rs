@@ -83,7 +83,7 @@ impl Election {
     /// The work is dropped when the term is lost. [`ControlFlow::Break`] resigns and ends with its value;
     /// [`ControlFlow::Continue`] resigns and campaigns again after a pause by the retry policy, so that others get a chance. Ends with an error
     /// when a campaign fails. Free to drop: work and term are given up.
-    pub async fn lead<F, Fut, B>(&self, mut work: F) -> Result<B, LockError>
+    pub async fn lead<F, Fut, B>(self, mut work: F) -> Result<B, LockError>
     where
         F: FnMut(Held) -> Fut,
         Fut: Future<Output = ControlFlow<B>>,

@@ -88,8 +88,17 @@ fn demonstration(options: &Options) -> Result<(), Box<dyn Error>> {
         candidates.push((name, runtime));
     }
     while !candidates.is_empty() {
-        let leader = watcher.block_on(leader(&locker, &options.key))?;
-        std::thread::sleep(options.every * 2);
+        let seen = watcher.block_on(async {
+            tokio::select! {
+                leader = leader(&locker, &options.key, options.every * 2) => leader.map(Some),
+                () = stopped() => Ok(None),
+            }
+        })?;
+        let Some(leader) = seen else {
+            // The candidates hear of it too, and give the lock back.
+            std::thread::sleep(Duration::from_millis(200));
+            return Ok(());
+        };
         let Some(place) = candidates.iter().position(|(name, _)| leader.ends_with(name)) else { continue };
         let (name, runtime) = candidates.remove(place);
         println!("-- killing {name}; {} left", candidates.len());
@@ -98,11 +107,14 @@ fn demonstration(options: &Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn leader(locker: &Locker, key: &str) -> Result<String, Box<dyn Error>> {
+/// Who leads, once somebody does, after it has worked for a while.
+async fn leader(locker: &Locker, key: &str, working: Duration) -> Result<String, Box<dyn Error>> {
     loop {
         let seen = locker.inspect(key).await?;
         if let Some(owner) = seen.holders.first().and_then(|holder| holder.owner()) {
-            return Ok(owner.to_owned());
+            let owner = owner.to_owned();
+            tokio::time::sleep(working).await;
+            return Ok(owner);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

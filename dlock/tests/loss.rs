@@ -1,0 +1,399 @@
+//! Silence, interference, lost replies and dropped futures, on both profiles of the store in memory, in virtual time.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::future::{Future, IntoFuture};
+use std::pin::pin;
+use std::time::Duration;
+
+use dlock::{ErrorKind, LockError, Locker, Loss, ReleaseOutcome};
+use dlock_testkit::memory::{Call, Control, Memory, Outage, Profile};
+use support::{TTL, key, pass, secs, stores};
+use tokio::time::Instant;
+
+/// Nothing of ours remains at the store.
+fn assert_clean(control: &Control) {
+    assert_eq!(control.claims(), [], "left behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_loss_before_the_store_forgets() {
+    for percent in [100, 200] {
+        for profile in [Profile::Queue, Profile::Slot] {
+            let memory = Memory::builder(profile).lapses_after_percent(percent).build();
+            let locker = support::locker(&memory);
+            let guard = locker.lock("a").await.unwrap();
+            memory.control().outage(Some(Outage::Hanging));
+            let begun = Instant::now();
+            assert_eq!(guard.lost().await, Loss::Expired);
+            assert!(begun.elapsed() < TTL);
+            assert_eq!(memory.control().claims().len(), 1, "the store still has it when belief ends");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarded_work_is_dropped_when_the_store_hangs_and_no_call_hangs_longer_than_its_limit() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        memory.control().outage(Some(Outage::Hanging));
+        let begun = Instant::now();
+        let work = guard.guarded(std::future::pending::<()>()).await;
+        assert_eq!(work.unwrap_err().reason, Loss::Expired);
+        assert!(begun.elapsed() < TTL);
+        let begun = Instant::now();
+        assert_eq!(guard.release().await, Ok(ReleaseOutcome::NotHeld));
+        assert!(matches!(locker.try_lock("b").await, Err(LockError::TimedOut { .. })));
+        assert!(locker.inspect("b").await.is_err());
+        assert!(begun.elapsed() <= secs(11), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_is_not_answered_is_unknown_and_says_when_it_lapses() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        memory.control().outage(Some(Outage::Hanging));
+        let begun = Instant::now();
+        let unknown = guard.release().await.unwrap_err();
+        assert!(begun.elapsed() <= secs(5));
+        assert!(unknown.lapses_within <= TTL * 2 && unknown.lapses_within > TTL);
+        memory.control().outage(None);
+        pass(secs(5)).await;
+        assert_clean(&memory.control());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_for_less_than_the_deadline_lose_nothing() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        pass(secs(4)).await;
+        memory.control().outage(Some(Outage::Failing));
+        pass(secs(9)).await;
+        assert_eq!(guard.check(), Ok(()));
+        memory.control().outage(None);
+        pass(secs(100)).await;
+        assert_eq!(guard.check(), Ok(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn interference_is_told_with_its_reason_within_a_second() {
+    type Interfere = fn(&Control);
+    let causes: [(Loss, Interfere); 3] = [
+        (Loss::SessionGone, |control| assert!(control.expire_session_of(&key("a")))),
+        (Loss::KeyDeleted, |control| control.delete(&key("a"))),
+        (Loss::TakenOver, |control| assert!(control.release_by_force(&key("a")))),
+    ];
+    for (reason, interfere) in causes {
+        for (memory, locker) in stores() {
+            let guard = locker.lock("a").await.unwrap();
+            let cancellation = guard.cancellation();
+            pass(secs(2)).await;
+            interfere(&memory.control());
+            let begun = Instant::now();
+            assert_eq!(guard.lost().await, reason);
+            assert!(begun.elapsed() < secs(1), "{reason}: {:?}", begun.elapsed());
+            assert!(cancellation.is_cancelled());
+            assert_eq!(guard.check().unwrap_err().reason, reason);
+            // The gate is open again, and the next lock works.
+            let again = locker.lock("a").wait_at_most(secs(5)).await.unwrap();
+            assert!(again.token() > guard.token());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_sixteen_locks_interference_is_told_within_a_third_of_the_ttl() {
+    for (memory, locker) in stores() {
+        let mut guards = Vec::new();
+        for n in 0..17 {
+            guards.push(locker.lock(format!("k{n}")).await.unwrap());
+        }
+        pass(secs(20)).await;
+        memory.control().delete(&key("k3"));
+        let begun = Instant::now();
+        assert_eq!(guards[3].lost().await, Loss::KeyDeleted);
+        assert!(begun.elapsed() <= TTL / 3 + secs(1), "{:?}", begun.elapsed());
+        assert_eq!(guards[4].check(), Ok(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_idle_locks_cost_one_renewal_one_audit_and_one_waiting_call() {
+    for (memory, locker) in stores() {
+        let mut guards = Vec::new();
+        for n in 0..1000 {
+            guards.push(locker.lock(format!("k{n}")).await.unwrap());
+        }
+        pass(secs(60)).await;
+        memory.control().reset_calls();
+        pass(TTL * 4).await;
+        // Renewals come every 4.5 to 5.5 s.
+        let renewals = memory.control().calls(Call::Renew);
+        assert!((10..=14).contains(&renewals), "{renewals}");
+        assert!(memory.control().calls(Call::Audit) <= renewals);
+        assert_eq!(memory.control().all_calls(), renewals + memory.control().calls(Call::Audit));
+        drop(guards);
+        pass(secs(1)).await;
+        assert_clean(&memory.control());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_to_any_call_is_found_out_or_undone() {
+    for call in [Call::Open, Call::Claim, Call::Renew, Call::Release] {
+        for lose_request in [false, true] {
+            for (memory, locker) in stores() {
+                let control = memory.control();
+                if lose_request {
+                    control.lose_request_of_next(call)
+                } else {
+                    control.lose_reply_of_next(call)
+                }
+                let guard = locker.lock("a").await.unwrap();
+                pass(secs(20)).await;
+                assert_eq!(guard.check(), Ok(()));
+                guard.release().await.unwrap();
+                assert_clean(&control);
+                assert_eq!(control.grants(&key("a")).len(), 1, "{call:?}: one acquisition is one grant");
+                // A session whose opening was not answered lapses; it is never renewed.
+                pass(TTL * 2).await;
+                assert_eq!(control.sessions().len(), 1, "{call:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquisition_dropped_at_any_poll_leaves_nothing_within_two_seconds() {
+    for contended in [false, true] {
+        for polls in 1..40 {
+            for (memory, locker) in stores() {
+                let elsewhere = contended.then(|| memory.control().hold_elsewhere(&key("a"), "other").unwrap());
+                for call in [Call::Open, Call::Claim, Call::Release] {
+                    memory.control().delay_next(call, Duration::from_millis(20));
+                }
+                let finished = poll_times(locker.lock("a").into_future(), polls).await;
+                drop(elsewhere);
+                pass(secs(2)).await;
+                let left = memory.control().claims().len();
+                assert_eq!(left, usize::from(contended), "after {polls} polls, finished {finished}");
+            }
+        }
+    }
+}
+
+/// Polls a future so many times, as its timers and the store allow, and drops it.
+async fn poll_times(future: impl Future, polls: u32) -> bool {
+    let mut future = pin!(future);
+    for _ in 0..polls {
+        if futures_util::poll!(&mut future).is_ready() {
+            return true;
+        }
+        pass(Duration::from_millis(7)).await;
+    }
+    false
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_under_way_past_its_own_release_never_takes_effect() {
+    for (memory, locker) in stores() {
+        let control = memory.control();
+        locker.ready(secs(1)).await.unwrap();
+        let under_way = control.hold_next(Call::Claim);
+        let waiting = tokio::spawn(locker.lock("a").into_future());
+        pass(secs(1)).await;
+        waiting.abort();
+        pass(secs(5)).await;
+        // In between the same session takes it once more, and gives it back.
+        let guard = locker.lock("a").await.unwrap();
+        guard.release().await.unwrap();
+        under_way.deliver().expect("it was sent");
+        pass(secs(1)).await;
+        assert_clean(&control);
+        assert_eq!(control.sessions().len(), 1, "in one and the same session");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_under_way_never_frees_a_successor() {
+    for (memory, locker) in stores() {
+        let control = memory.control();
+        let under_way = control.hold_next(Call::Release);
+        let guard = locker.lock("a").await.unwrap();
+        assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released), "the second attempt");
+        let successor = locker.lock("a").await.unwrap();
+        under_way.deliver().expect("it was sent");
+        pass(secs(3)).await;
+        assert_eq!(successor.check(), Ok(()));
+        assert_eq!(control.claims().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn loss_is_told_before_the_successors_grant() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        let (other, witness) = (support::locker(&memory), guard.held());
+        let waiter = tokio::spawn(async move {
+            let guard = other.lock("a").await.unwrap();
+            (witness.check(), guard.token())
+        });
+        pass(secs(1)).await;
+        for _ in 0..100 {
+            memory.control().hang_next(Call::Renew);
+        }
+        let (told, token) = waiter.await.unwrap();
+        assert_eq!(told.unwrap_err().reason, Loss::Expired);
+        assert!(token > guard.token());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permission_lost_for_a_while_loses_nothing_and_one_never_given_is_told() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        for _ in 0..3 {
+            memory.control().fail_next(Call::Renew, ErrorKind::Denied);
+        }
+        pass(secs(30)).await;
+        assert_eq!(guard.check(), Ok(()));
+        memory.control().fail_next(Call::Claim, ErrorKind::Denied);
+        let Err(LockError::Store { cause, .. }) = locker.lock("b").await else { panic!("granted") };
+        assert_eq!(cause.kind(), ErrorKind::Denied);
+
+        let other = support::locker(&memory);
+        memory.control().fail_next(Call::Open, ErrorKind::Denied);
+        assert!(matches!(other.lock("b").await, Err(LockError::Store { .. })));
+        assert!(other.lock("b").await.is_ok(), "the next one asks again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_dropped_outside_a_runtime_is_given_back_by_the_next_call() {
+    for (memory, _) in stores() {
+        let locker = support::locker(&memory);
+        let guard = locker.lock("a").await.unwrap();
+        std::thread::spawn(move || drop(guard)).join().unwrap();
+        pass(Duration::from_millis(100)).await;
+        assert_clean(&memory.control());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_dropped_by_a_panic_is_given_back() {
+    for (memory, locker) in stores() {
+        let panicking = tokio::spawn(async move {
+            let _guard = locker.lock("a").await.unwrap();
+            panic!("on purpose");
+        });
+        assert!(panicking.await.unwrap_err().is_panic());
+        pass(Duration::from_millis(100)).await;
+        assert_clean(&memory.control());
+    }
+}
+
+#[test]
+fn one_locker_serves_two_runtimes_one_after_the_other() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for memory in [Memory::queue(), Memory::slot()] {
+        let locker = Locker::builder(memory.clone()).ttl(secs(1)).build().unwrap();
+        let first = runtime();
+        let guard = first.block_on(locker.lock("a").into_future()).unwrap();
+        drop(first);
+        drop(guard);
+        assert_eq!(memory.control().claims().len(), 1, "nobody can give it back now");
+        let second = runtime();
+        let guard = second.block_on(locker.lock("a").wait_at_most(secs(5)).into_future()).unwrap();
+        second.block_on(async {
+            guard.release().await.unwrap();
+            assert!(locker.shutdown(secs(2)).await.is_clean());
+        });
+        assert_eq!(memory.control().claims(), []);
+        assert_eq!(memory.control().sessions().len(), 0);
+    }
+}
+
+#[test]
+fn a_guard_that_outlives_its_runtime_does_no_harm() {
+    let memory = Memory::queue();
+    let locker = Locker::new(memory);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let guard = runtime.block_on(locker.lock("a").into_future()).unwrap();
+    runtime.shutdown_background();
+    assert_eq!(guard.check(), Ok(()));
+    drop(guard);
+    drop(locker);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_clone_and_guard_take_the_session_along() {
+    for (memory, _) in stores() {
+        let locker = support::locker(&memory);
+        let guard = locker.lock("a").await.unwrap();
+        drop(locker);
+        pass(secs(40)).await;
+        assert_eq!(guard.check(), Ok(()), "a guard keeps its lock");
+        drop(guard);
+        pass(secs(1)).await;
+        assert_clean(&memory.control());
+        assert_eq!(memory.control().sessions(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_gives_back_what_is_let_go_and_reports_what_is_not() {
+    for (memory, locker) in stores() {
+        let kept = locker.lock("kept").await.unwrap();
+        let let_go = locker.lock("let-go").await.unwrap();
+        let waiting = tokio::spawn(locker.lock("kept").into_future());
+        let work = tokio::spawn(async move { let_go.guarded(std::future::pending::<()>()).await });
+        pass(secs(1)).await;
+        let report = locker.shutdown(secs(2)).await;
+        assert_eq!(report.given_back, [key("let-go")]);
+        assert_eq!(report.left.len(), 1);
+        assert_eq!(report.left[0].key, key("kept"));
+        assert!(report.left[0].lapses_within <= TTL * 2);
+        assert!(!report.is_clean());
+        assert_eq!(work.await.unwrap().unwrap_err().reason, Loss::Shutdown);
+        assert!(matches!(waiting.await.unwrap(), Err(LockError::ShutDown)));
+        assert!(matches!(locker.lock("x").await, Err(LockError::ShutDown)));
+        assert_eq!(kept.check().unwrap_err().reason, Loss::Shutdown);
+        assert_eq!(memory.control().claims().len(), 1, "not given away under a guard that lives");
+        pass(TTL * 2).await;
+        assert_clean(&memory.control());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_out_of_reach_is_told_as_the_cause() {
+    for (memory, locker) in stores() {
+        memory.control().outage(Some(Outage::Failing));
+        let error = locker.lock("a").wait_at_most(secs(3)).await.unwrap_err();
+        let LockError::TimedOut { cause: Some(cause), .. } = &error else { panic!("{error:?}") };
+        assert_eq!(cause.kind(), ErrorKind::Transient);
+        memory.control().outage(None);
+        assert!(locker.lock("a").wait_at_most(secs(3)).await.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orphan_is_never_renewed_for_ever() {
+    for (memory, locker) in stores() {
+        let other = locker.lock("other").await.unwrap();
+        let guard = locker.lock("a").await.unwrap();
+        // The release is refused for ever, while renewals go on.
+        for _ in 0..1000 {
+            memory.control().fail_next(Call::Release, ErrorKind::Denied);
+        }
+        drop(guard);
+        pass(TTL * 2).await;
+        assert_eq!(other.check(), Ok(()));
+        drop(other);
+        pass(TTL * 4).await;
+        assert_clean(&memory.control());
+    }
+}
