@@ -1,0 +1,390 @@
+//! The locker on a real Consul, with a fault proxy in between: costs, silence, interference, lost replies, dropped futures, peers.
+#![allow(missing_docs)]
+
+use std::future::{Future, IntoFuture};
+use std::pin::pin;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use dlock::{LockError, LockGuard, Locker, Loss, ReleaseOutcome};
+use dlock_consul::{Consul, ConsulOptions};
+use dlock_core::TtlRange;
+use dlock_testkit::proxy::{Fault, FaultProxy, Matching};
+use dlock_testkit::servers::{ConsulAgent, ConsulCluster, http};
+use tokio::task::JoinSet;
+
+struct Bench {
+    agent: ConsulAgent,
+    proxy: FaultProxy,
+    locker: Locker,
+}
+
+async fn bench(ttl: Duration) -> Bench {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let locker = locker(&proxy, ttl);
+    locker.ready(Duration::from_secs(5)).await.unwrap();
+    Bench { agent, proxy, locker }
+}
+
+fn locker(proxy: &FaultProxy, ttl: Duration) -> Locker {
+    at(&proxy.address().to_string(), ttl)
+}
+
+fn at(address: &str, ttl: Duration) -> Locker {
+    let range = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
+    let options = ConsulOptions::new().address(address).unwrap().ttl_range(range);
+    Locker::builder(Consul::new(options).unwrap()).ttl(ttl).name("live").build().unwrap()
+}
+
+fn txns() -> Matching {
+    Matching::any().path("/v1/txn")
+}
+
+fn claims() -> Matching {
+    txns().body("\"lock\"")
+}
+
+async fn get(agent: &ConsulAgent, path: &str) -> String {
+    http(agent.address(), "GET", path, &[], "").await.unwrap().body
+}
+
+async fn put(agent: &ConsulAgent, path: &str, body: &str) -> String {
+    http(agent.address(), "PUT", path, &[], body).await.unwrap().body
+}
+
+/// Which session holds a key, asked of the agent itself.
+async fn holder(agent: &ConsulAgent, key: &str) -> Option<String> {
+    let body = get(agent, &format!("/v1/kv/{key}?consistent")).await;
+    let (_, rest) = body.split_once("\"Session\": \"").or_else(|| body.split_once("\"Session\":\""))?;
+    rest.split('"').next().map(str::to_owned)
+}
+
+/// Waits until something becomes so, and fails when it does not within the limit.
+async fn within<F: Future<Output = bool>>(limit: Duration, what: &str, mut so: impl FnMut() -> F) {
+    let began = Instant::now();
+    while !so().await {
+        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_lock_and_its_release_cost_two_requests_and_three_at_the_first_meeting() {
+    let bench = bench(LONG).await;
+    bench.locker.lock("first").await.unwrap().release().await.unwrap();
+    for key in ["absent", "absent"] {
+        bench.proxy.reset();
+        bench.locker.lock(key).await.unwrap().release().await.unwrap();
+        assert_eq!(bench.proxy.requests().len(), 2, "{:?}", bench.proxy.requests());
+    }
+    let other = locker(&bench.proxy, LONG);
+    other.ready(Duration::from_secs(5)).await.unwrap();
+    bench.proxy.reset();
+    other.lock("absent").await.unwrap().release().await.unwrap();
+    assert_eq!(bench.proxy.requests().len(), 3, "{:?}", bench.proxy.requests());
+}
+
+#[tokio::test]
+async fn a_hundred_tasks_of_one_process_cost_at_most_three_requests_for_a_handover() {
+    let bench = bench(LONG).await;
+    bench.proxy.reset();
+    let mut tasks = JoinSet::new();
+    for _ in 0..100 {
+        let locker = bench.locker.clone();
+        tasks.spawn(async move {
+            let guard = locker.lock("k").await.unwrap();
+            let token = guard.token();
+            guard.release().await.unwrap();
+            token
+        });
+    }
+    let mut tokens = tasks.join_all().await;
+    let requests = bench.proxy.requests().len();
+    assert!(requests <= 300, "{requests} requests for 100 handovers");
+    tokens.sort();
+    tokens.dedup();
+    assert_eq!(tokens.len(), 100, "every grant has a token of its own");
+}
+
+#[tokio::test]
+async fn a_waiting_process_has_one_request_outstanding_per_key() {
+    let bench = bench(LONG).await;
+    let _elsewhere = at(&bench.agent.address().to_string(), LONG).lock("k").await.unwrap();
+    let mut tasks = JoinSet::new();
+    for _ in 0..20 {
+        tasks.spawn(bench.locker.lock("k").into_future());
+    }
+    within(Duration::from_secs(5), "waiting", async || bench.proxy.open_requests() == 1).await;
+    bench.proxy.reset();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.proxy.open_requests(), 1);
+    assert_eq!(bench.proxy.requests().len(), 0, "{:?}", bench.proxy.requests());
+}
+
+#[tokio::test]
+async fn a_thousand_idle_locks_cost_a_renewal_and_sixteen_audits_for_a_third_of_the_ttl() {
+    let ttl = Duration::from_secs(6);
+    let bench = bench(ttl).await;
+    let mut tasks = JoinSet::new();
+    for n in 0..1000 {
+        tasks.spawn(bench.locker.lock(format!("k{n}")).into_future());
+    }
+    let guards: Vec<LockGuard> = tasks.join_all().await.into_iter().map(Result::unwrap).collect();
+    within(Duration::from_secs(10), "only the session watched", async || bench.proxy.open_requests() == 1).await;
+    bench.proxy.reset();
+    tokio::time::sleep(ttl).await;
+    let renewals = bench.proxy.count(&Matching::any().path("/v1/session/renew"));
+    let audits = bench.proxy.count(&txns());
+    assert!((2..=4).contains(&renewals), "{renewals}");
+    assert!(audits <= 16 * (renewals + 1), "{audits} audits with {renewals} renewals");
+    assert_eq!(bench.proxy.requests().len(), renewals + audits, "nothing else");
+    assert_eq!(bench.proxy.open_requests(), 1);
+    assert!(guards.iter().all(|guard| guard.check().is_ok()));
+}
+
+#[tokio::test]
+async fn up_to_sixteen_locks_are_watched_each_by_one_request() {
+    let bench = bench(LONG).await;
+    let mut guards = Vec::new();
+    for n in 0..16 {
+        guards.push(bench.locker.lock(format!("k{n}")).await.unwrap());
+    }
+    within(Duration::from_secs(5), "17 waiting requests", async || bench.proxy.open_requests() == 17).await;
+    drop(guards);
+}
+
+#[tokio::test]
+async fn interference_is_told_with_its_reason_within_a_second() {
+    let bench = bench(LONG).await;
+    let guard = bench.locker.lock("deleted").await.unwrap();
+    let forced = bench.locker.lock("forced").await.unwrap();
+    let destroyed = bench.locker.lock("destroyed").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let session = holder(&bench.agent, "forced").await.unwrap();
+
+    http(bench.agent.address(), "DELETE", "/v1/kv/deleted", &[], "").await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(1), guard.lost()).await;
+    assert_eq!(told, Ok(Loss::KeyDeleted));
+
+    put(&bench.agent, &format!("/v1/kv/forced?release={session}&flags=3304740253564472344"), "").await;
+    let told = tokio::time::timeout(Duration::from_secs(1), forced.lost()).await;
+    assert_eq!(told, Ok(Loss::TakenOver));
+
+    put(&bench.agent, &format!("/v1/session/destroy/{session}"), "").await;
+    let told = tokio::time::timeout(Duration::from_secs(1), destroyed.lost()).await;
+    assert_eq!(told, Ok(Loss::SessionGone));
+    assert!(bench.locker.lock("destroyed").wait_at_most(Duration::from_secs(5)).await.is_ok(), "with another session");
+}
+
+#[tokio::test]
+async fn a_frozen_consul_is_loss_at_the_local_deadline() {
+    let ttl = Duration::from_secs(2);
+    let bench = bench(ttl).await;
+    let guard = bench.locker.lock("k").await.unwrap();
+    bench.agent.pause().unwrap();
+    let frozen = Instant::now();
+    let work = guard.guarded(std::future::pending::<()>()).await;
+    assert_eq!(work.unwrap_err().reason, Loss::Expired);
+    assert!(frozen.elapsed() <= ttl, "{:?}", frozen.elapsed());
+    let began = Instant::now();
+    assert_eq!(guard.release().await, Ok(ReleaseOutcome::NotHeld));
+    assert!(matches!(bench.locker.try_lock("other").await, Err(LockError::TimedOut { .. })));
+    assert!(bench.locker.inspect("k").await.is_err());
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    bench.agent.resume().unwrap();
+    within(Duration::from_secs(10), "given back after all", async || holder(&bench.agent, "k").await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_network_that_swallows_everything_is_loss_at_the_local_deadline() {
+    let ttl = Duration::from_secs(2);
+    let bench = bench(ttl).await;
+    let guard = bench.locker.lock("k").await.unwrap();
+    bench.proxy.swallow(true);
+    let cut = Instant::now();
+    assert_eq!(guard.lost().await, Loss::Expired);
+    assert!(cut.elapsed() <= ttl, "{:?}", cut.elapsed());
+    assert!(holder(&bench.agent, "k").await.is_some(), "belief ends before the store forgets");
+}
+
+#[tokio::test]
+async fn an_agent_that_fails_for_less_than_the_deadline_loses_nothing() {
+    let ttl = Duration::from_secs(3);
+    let bench = bench(ttl).await;
+    let guard = bench.locker.lock("k").await.unwrap();
+    bench.proxy.all(Matching::any(), Fault::Answer(500, "No cluster leader".to_owned()));
+    tokio::time::sleep(ttl * 5 / 10).await;
+    bench.proxy.clear();
+    tokio::time::sleep(ttl * 2).await;
+    assert_eq!(guard.check(), Ok(()));
+    assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released));
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_found_out_or_undone() {
+    let ttl = Duration::from_secs(3);
+    for (what, matching) in [
+        ("create", Matching::any().path("/v1/session/create")),
+        ("claim", claims()),
+        ("renew", Matching::any().path("/v1/session/renew")),
+        ("release", txns().body("\"unlock\"")),
+    ] {
+        let agent = ConsulAgent::start().await.unwrap();
+        let proxy = FaultProxy::start(agent.address()).await.unwrap();
+        proxy.next(matching, Fault::DropResponse);
+        let locker = locker(&proxy, ttl);
+        let guard = locker.lock("k").await.unwrap();
+        tokio::time::sleep(ttl / 2).await;
+        assert_eq!(guard.check(), Ok(()), "{what}");
+        assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released), "{what}");
+        assert_eq!(holder(&agent, "k").await, None, "{what}");
+        // An orphaned session is not renewed: it is gone after twice its ttl at the latest.
+        within(ttl * 2 + Duration::from_secs(1), what, async || {
+            get(&agent, "/v1/session/list").await.matches("\"dlock:").count() == 1
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_claim_delayed_past_its_own_release_never_takes_effect() {
+    let bench = bench(LONG).await;
+    let under_way = bench.proxy.hold_next(claims());
+    let waiting = tokio::spawn(bench.locker.lock("k").into_future());
+    under_way.sent().await;
+    waiting.abort();
+    let session = bench.locker.lock("k").wait_at_most(Duration::from_secs(10)).await.unwrap();
+    session.release().await.unwrap();
+    let (status, body) = under_way.deliver(bench.agent.address()).await.unwrap();
+    assert_eq!(status, 409, "{body}");
+    assert_eq!(holder(&bench.agent, "k").await, None);
+}
+
+#[tokio::test]
+async fn a_late_release_never_frees_a_successor() {
+    let bench = bench(LONG).await;
+    let guard = bench.locker.lock("k").await.unwrap();
+    let under_way = bench.proxy.hold_next(txns().body("\"unlock\""));
+    assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released));
+    let successor = bench.locker.lock("k").await.unwrap();
+    assert_eq!(under_way.deliver(bench.agent.address()).await.unwrap().0, 409);
+    assert!(holder(&bench.agent, "k").await.is_some());
+    assert_eq!(successor.check(), Ok(()));
+}
+
+#[tokio::test]
+async fn an_acquisition_dropped_at_any_poll_leaves_no_claim() {
+    let bench = bench(LONG).await;
+    for polls in 1..=24 {
+        let key = format!("dropped-{polls}");
+        // The first polls of each key hit every step of a first meeting; the proxy slows them down so that drops fall in between.
+        bench.proxy.next(Matching::any().path(&format!("/v1/kv/{key}")), Fault::Delay(Duration::from_millis(5)));
+        bench.proxy.next(claims(), Fault::Delay(Duration::from_millis(5)));
+        {
+            let mut future = pin!(bench.locker.lock(&key).into_future());
+            for _ in 0..polls {
+                if futures_util::poll!(&mut future).is_ready() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        bench.proxy.clear();
+        within(Duration::from_secs(2), &key, async || {
+            bench.proxy.open_requests() == 0 && holder(&bench.agent, &key).await.is_none()
+        })
+        .await;
+        // And it can be had again, so that its gate is open too.
+        bench.locker.lock(&key).wait_at_most(Duration::from_secs(5)).await.unwrap().release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn shutdown_gives_back_and_closes_without_a_lock_delay() {
+    let bench = bench(LONG).await;
+    let guard = bench.locker.lock("k").await.unwrap();
+    let work = tokio::spawn(async move { guard.guarded(std::future::pending::<()>()).await });
+    let other = at(&bench.agent.address().to_string(), LONG);
+    let waiter = tokio::spawn(async move { other.lock("k").await.map(|_| Instant::now()) });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    assert!(bench.locker.shutdown(Duration::from_secs(3)).await.is_clean());
+    assert!(work.await.unwrap().is_err());
+    let taken = waiter.await.unwrap().unwrap();
+    assert!(taken - began < Duration::from_secs(1), "{:?}", taken - began);
+}
+
+#[tokio::test]
+async fn locks_survive_the_death_of_the_clusters_leader() {
+    let ttl = Duration::from_secs(15);
+    let mut cluster = ConsulCluster::start(3).await.unwrap();
+    let leader = cluster.leader().await.expect("a leader");
+    let follower = (leader + 1) % 3;
+    let locker = at(&cluster.agents()[follower].address().to_string(), ttl);
+    let guard = locker.lock("k").await.unwrap();
+    cluster.agents()[leader].kill().unwrap();
+    tokio::time::sleep(ttl + Duration::from_secs(3)).await;
+    assert_eq!(guard.check(), Ok(()));
+    assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released));
+}
+
+#[tokio::test]
+async fn consuls_own_lock_command_and_ours_never_overlap() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let locker = at(&agent.address().to_string(), LONG);
+    let marker = std::env::temp_dir().join(format!("dlock-marker-{}", agent.address().port()));
+
+    // Ours first: theirs waits.
+    let guard = locker.lock("jobs/.lock").await.unwrap();
+    let touch = format!("echo held > {}; sleep 1; rm {}", marker.display(), marker.display());
+    let mut theirs = agent.command().args(["lock", "jobs", &touch]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!marker.exists(), "both hold it");
+    guard.release().await.unwrap();
+
+    // Theirs now: ours waits until it is done.
+    within(Duration::from_secs(20), "theirs holds it", async || marker.exists()).await;
+    assert!(locker.try_lock("jobs/.lock").await.unwrap().is_none(), "both hold it");
+    let guard = locker.lock("jobs/.lock").wait_at_most(Duration::from_secs(20)).await.unwrap();
+    assert!(!marker.exists(), "both hold it");
+    assert!(theirs.wait().unwrap().success());
+    assert_eq!(guard.check(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_go_program_on_the_same_key_is_excluded_and_excludes() {
+    let bench = bench(LONG).await;
+    // What Go's api.Lock and sameervitian/dlock send: their session, the lock's flags, a JSON value.
+    let session = put(&bench.agent, "/v1/session/create", r#"{"Name":"Consul API Lock","TTL":"15s"}"#).await;
+    let session = session.split('"').nth(3).unwrap().to_owned();
+    let acquire = format!("/v1/kv/k?acquire={session}&flags=3304740253564472344");
+    let value = r#"{"hostname":"go-1","lockAcquisitionTime":"2026-01-01T00:00:00Z"}"#;
+    assert_eq!(put(&bench.agent, &acquire, value).await.trim(), "true");
+    assert!(bench.locker.try_lock("k").await.unwrap().is_none());
+    let seen = bench.locker.inspect("k").await.unwrap();
+    assert_eq!(seen.holders[0].published.metadata().and_then(|metadata| metadata.get("hostname")), Some("go-1"));
+    put(&bench.agent, &format!("/v1/kv/k?release={session}&flags=3304740253564472344"), value).await;
+    let guard = bench.locker.lock("k").wait_at_most(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(put(&bench.agent, &acquire, value).await.trim(), "false");
+    guard.release().await.unwrap();
+    let body = get(&bench.agent, "/v1/kv/k").await;
+    assert!(body.contains("3304740253564472344"), "Go refuses a key with other flags: {body}");
+    assert_eq!(put(&bench.agent, &acquire, value).await.trim(), "true");
+}
+
+#[tokio::test]
+async fn connecting_says_what_is_wrong() {
+    let error = dlock::connect("consul://127.0.0.1:1").await.unwrap_err();
+    let mut told = error.to_string();
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        told += &format!(": {error}");
+        cause = error.source();
+    }
+    assert!(told.contains("127.0.0.1:1") && told.contains("no connection to Consul"), "{told}");
+    let agent = ConsulAgent::start().await.unwrap();
+    assert!(dlock::connect(&agent.url()).await.is_ok());
+}
