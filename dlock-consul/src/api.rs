@@ -51,7 +51,7 @@ impl Api {
         let body = serde_json::to_vec(body).map_err(|error| unreadable(asked, error))?;
         let attempt = self.session_attempt();
         let request = attempt.client.put(format!("{}/v1/session/create", self.base)).body(body);
-        let created: CreatedSession = read(asked, send(asked, request).await?)?;
+        let created: CreatedSession = read(asked, &send(asked, request).await?)?;
         attempt.answered();
         Ok(SessionId::new(created.id))
     }
@@ -66,7 +66,7 @@ impl Api {
             attempt.answered();
             return Ok(None);
         }
-        let entries: Vec<SessionEntry> = read(asked, answer.checked(asked)?)?;
+        let entries: Vec<SessionEntry> = read(asked, &answer.checked(asked)?)?;
         attempt.answered();
         Ok(entries.into_iter().next())
     }
@@ -85,7 +85,7 @@ impl Api {
         let url = format!("{}/v1/session/info/{id}", self.base);
         let answer = send(asked, self.blocking(url, index)).await?;
         let index = answer.index;
-        let entries: Option<Vec<SessionEntry>> = read(asked, answer)?;
+        let entries: Option<Vec<SessionEntry>> = read(asked, &answer)?;
         Ok((entries.is_some_and(|entries| !entries.is_empty()), index))
     }
 
@@ -110,7 +110,7 @@ impl Api {
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(Vec::new());
         }
-        read(asked, answer.checked(asked)?)
+        read(asked, &answer.checked(asked)?)
     }
 
     /// A transaction: its results, or the errors for which it changed nothing.
@@ -125,10 +125,10 @@ impl Api {
         let request = self.short.put(format!("{}/v1/txn{consistent}", self.base)).body(body);
         let answer = send_any(asked, request).await?;
         if answer.status == StatusCode::CONFLICT {
-            let reply: TxnReply = read(asked, answer)?;
+            let reply: TxnReply = read(asked, &answer)?;
             return Ok(Err(reply.errors.unwrap_or_default()));
         }
-        let reply: TxnReply = read(asked, answer.checked(asked)?)?;
+        let reply: TxnReply = read(asked, &answer.checked(asked)?)?;
         Ok(Ok(reply.results.unwrap_or_default()))
     }
 
@@ -251,7 +251,7 @@ async fn send_any(asked: Asked<'_>, request: RequestBuilder) -> Result<Answer, B
     Ok(Answer { status, index, body })
 }
 
-fn read<T: DeserializeOwned>(asked: Asked<'_>, answer: Answer) -> Result<T, BackendError> {
+fn read<T: DeserializeOwned>(asked: Asked<'_>, answer: &Answer) -> Result<T, BackendError> {
     serde_json::from_str(&answer.body).map_err(|error| unreadable(asked, error))
 }
 
@@ -260,7 +260,7 @@ fn entry(asked: Asked<'_>, answer: Answer) -> Result<(Option<Entry>, u64), Backe
     if answer.status == StatusCode::NOT_FOUND {
         return Ok((None, index));
     }
-    let entries: Vec<Entry> = read(asked, answer.checked(asked)?)?;
+    let entries: Vec<Entry> = read(asked, &answer.checked(asked)?)?;
     Ok((entries.into_iter().next(), index))
 }
 

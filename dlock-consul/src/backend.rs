@@ -212,13 +212,13 @@ impl Shared {
         }
         Ok(true)
     }
+}
 
-    fn check(&self, claim: &Claim) -> Result<(), BackendError> {
-        if claim.mode != Mode::Exclusive {
-            return Err(BackendError::unsupported("claim in a mode other than exclusive"));
-        }
-        fits(&claim.published())
+fn check(claim: &Claim) -> Result<(), BackendError> {
+    if claim.mode != Mode::Exclusive {
+        return Err(BackendError::unsupported("claim in a mode other than exclusive"));
     }
+    fits(&claim.published())
 }
 
 fn fits(published: &Metadata) -> Result<(), BackendError> {
@@ -303,7 +303,7 @@ impl LockBackend for Consul {
 
     async fn claim(&self, session: &SessionId, claim: &Claim, _: Place) -> Result<Standing, BackendError> {
         let shared = &self.shared;
-        shared.check(claim)?;
+        check(claim)?;
         let value = encode_value(&claim.published());
         // An earlier copy without an answer may have been applied: look before another guard is sent.
         let unanswered = shared.notes().claim(claim.id).is_some();

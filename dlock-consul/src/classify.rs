@@ -44,9 +44,10 @@ pub(crate) fn status(asked: Asked<'_>, status: StatusCode, body: &str) -> Backen
     let unsure = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient };
     let kind = match status.as_u16() {
         403 => return denied(asked, body),
-        413 => ErrorKind::Invalid,
-        429 | 503 => ErrorKind::Overloaded,
-        300..=399 | 400 | 404 | 405 => ErrorKind::Invalid,
+        429 => ErrorKind::Overloaded,
+        // Consul's own limit says so; from anything in between, a 503 may come after the request was passed on.
+        503 if body.contains("rate limit") => ErrorKind::Overloaded,
+        300..=399 | 400 | 404 | 405 | 413 => ErrorKind::Invalid,
         500 if is_definitive(body) => return definitive(asked, body),
         _ => unsure,
     };

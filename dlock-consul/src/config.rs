@@ -67,7 +67,7 @@ impl ConsulOptions {
     }
 
     pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let get = |name: &'static str| lookup(name).filter(|value| !value.is_empty());
+        let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
         let mut options = Self::default();
         for name in UNSUPPORTED {
             if get(name).is_some() {
@@ -77,12 +77,12 @@ impl ConsulOptions {
         if let Some(address) = get("CONSUL_HTTP_ADDR") {
             options = options.address(&address)?;
         }
-        if switch("CONSUL_HTTP_SSL", get("CONSUL_HTTP_SSL"))? == Some(true)
+        if switch("CONSUL_HTTP_SSL", &get)? == Some(true)
             && let Address::Http(url) = &mut options.address
         {
             _ = url.set_scheme("https");
         }
-        if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", get("CONSUL_HTTP_SSL_VERIFY"))? {
+        if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", &get)? {
             options.verify = verify;
         }
         options.ca_certificate = get("CONSUL_CACERT").map(PathBuf::from);
@@ -230,8 +230,8 @@ const NOT_CONSUL: &str = "use consul://host:port, consul+https://host:port or co
 const UNSUPPORTED: [&str; 6] =
     ["CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_CAPATH", "CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
 
-fn switch(name: &'static str, value: Option<String>) -> Result<Option<bool>, ConfigError> {
-    match value.as_deref() {
+fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<Option<bool>, ConfigError> {
+    match get(name).as_deref() {
         None => Ok(None),
         Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),

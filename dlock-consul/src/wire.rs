@@ -157,7 +157,7 @@ impl Entry {
         }
     }
 
-    /// Who holds it. The token is told only where nothing but the grant can have moved the index.
+    /// Who holds it. The token is the index that the grant moved last; once the metadata was amended, that is later than the grant's own.
     pub(crate) fn holder(&self) -> Holder {
         let mut holder = Holder::new(self.published());
         holder.session = self.holder_session().map(SessionId::new);

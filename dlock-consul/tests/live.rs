@@ -409,11 +409,11 @@ async fn disturbances_are_told_by_session_and_by_claim() {
     let granted = Granted { claim: Arc::new(claim("k", 1)), token: dlock_core::FencingToken::new(token).unwrap() };
     let quiet = bench.consul.disturbed(&bench.session, Some(&granted), None);
     assert!(tokio::time::timeout(Duration::from_millis(300), quiet).await.is_err(), "nothing happened yet");
-    let (told, _) = tokio::join!(bench.consul.disturbed(&bench.session, Some(&granted), None), async {
+    let (told, ()) = tokio::join!(bench.consul.disturbed(&bench.session, Some(&granted), None), async {
         raw(&bench.agent, "DELETE", "/v1/kv/k", "").await;
     });
     told.unwrap();
-    let (told, _) = tokio::join!(bench.consul.disturbed(&bench.session, None, None), async {
+    let (told, ()) = tokio::join!(bench.consul.disturbed(&bench.session, None, None), async {
         while bench.proxy.count(&Matching::any().path("/v1/session/info")) < 2 {
             tokio::task::yield_now().await;
         }

@@ -346,7 +346,7 @@ impl Seat {
     /// Returns when the session is not believed any more.
     async fn over(&mut self) {
         if self.stage.wait_for(|stage| !matches!(stage, Stage::Ready(_))).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

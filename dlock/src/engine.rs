@@ -52,14 +52,12 @@ impl Engine {
     pub(crate) fn session(self: &Arc<Self>) -> Arc<Session> {
         let session = {
             let mut sessions = self.sessions_mut();
-            match sessions.iter().find(|session| session.is_usable()) {
-                Some(session) => Arc::clone(session),
-                None => {
-                    let session = Arc::new(Session::new(Arc::clone(&self.backend), self.clock, self.options.ttl));
-                    sessions.push(Arc::clone(&session));
-                    session
-                }
-            }
+            let usable = sessions.iter().find(|session| session.is_usable()).map(Arc::clone);
+            usable.unwrap_or_else(|| {
+                let session = Arc::new(Session::new(Arc::clone(&self.backend), self.clock, self.options.ttl));
+                sessions.push(Arc::clone(&session));
+                session
+            })
         };
         self.keep_all();
         session

@@ -124,7 +124,8 @@ mod tests {
     async fn nothing_is_kept_of_gates_that_nobody_uses() {
         let gates = Arc::new(Gates::default());
         let pass = gates.pass(&key()).await;
-        let mut waiting = Box::pin(gates.pass(&key()));
+        let key = key();
+        let mut waiting = Box::pin(gates.pass(&key));
         assert!(futures_util::poll!(&mut waiting).is_pending());
         drop(pass);
         drop(waiting);
@@ -137,9 +138,10 @@ mod tests {
         let mut pass = gates.pass(&key()).await;
         let mut yielded = Vec::new();
         for turn in 0..Gates::LOCAL_TURNS {
-            let mut first = Box::pin(gates.pass(&key()));
+            let key = key();
+            let mut first = Box::pin(gates.pass(&key));
             assert!(futures_util::poll!(&mut first).is_pending());
-            let mut second = Box::pin(gates.pass(&key()));
+            let mut second = Box::pin(gates.pass(&key));
             assert!(futures_util::poll!(&mut second).is_pending());
             drop(pass);
             assert!(futures_util::poll!(&mut second).is_pending(), "turn {turn}");

@@ -45,8 +45,17 @@ impl Grant {
         granted_at: Moment,
         limits: HoldLimits,
     ) -> Self {
-        let (loss, lost, cancellation, pass) = (AtomicU8::new(0), Notify::new(), OnceLock::new(), Mutex::new(None));
-        Self { claim, token, session, granted_at, limits, loss, lost, cancellation, pass }
+        Self {
+            claim,
+            token,
+            session,
+            granted_at,
+            limits,
+            loss: AtomicU8::new(0),
+            lost: Notify::new(),
+            cancellation: OnceLock::new(),
+            pass: Mutex::new(None),
+        }
     }
 
     /// Keeps the gate of the key closed from here on.

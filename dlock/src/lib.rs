@@ -10,6 +10,7 @@ mod gate;
 mod grant;
 mod guard;
 mod held;
+mod interference;
 mod keeper;
 mod locker;
 mod options;

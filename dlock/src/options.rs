@@ -71,7 +71,7 @@ impl RequestOptions {
             return Err(InvalidOptions::HoldAtLeastAboveMost { least: self.hold_at_least, most });
         }
         // Renewals come every third of the ttl; a stop before the last third would fire although all is well.
-        let longest = (ttl - Lease::margin(ttl)) / 2;
+        let longest = ttl.saturating_sub(Lease::margin(ttl)) / 2;
         if self.stop_before > longest {
             return Err(InvalidOptions::StopBeforeTooLong { stop_before: self.stop_before, longest, ttl });
         }
@@ -164,7 +164,4 @@ pub enum InvalidOptions {
         /// The time to hold.
         most: Duration,
     },
-    /// `wait_at_most` makes no sense for a try.
-    #[error("a try does not wait for others; use lock(..).wait_at_most(..) instead of try_lock(..).wait_at_most(..)")]
-    TryDoesNotWait,
 }

@@ -149,9 +149,9 @@ async fn a_lost_reply_to_any_call_is_found_out_or_undone() {
             for (memory, locker) in stores() {
                 let control = memory.control();
                 if lose_request {
-                    control.lose_request_of_next(call)
+                    control.lose_request_of_next(call);
                 } else {
-                    control.lose_reply_of_next(call)
+                    control.lose_reply_of_next(call);
                 }
                 let guard = locker.lock("a").await.unwrap();
                 pass(secs(20)).await;

@@ -17,6 +17,8 @@ pub struct Control {
     shared: Arc<Shared>,
 }
 
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// A kind of call to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // each is the call of that name
@@ -117,13 +119,8 @@ impl Control {
 
     /// Lets somebody else take a key, under a session that does not lapse; `None` when it is taken.
     pub fn hold_elsewhere(&self, key: &Key, owner: &str) -> Option<Elsewhere> {
-        let session = match self.shared.apply(&Request::Open {
-            id: SessionId::new(format!("elsewhere-{key}-{:08x}", fastrand::u32(..))),
-            ttl: Duration::from_secs(365 * 24 * 60 * 60),
-        }) {
-            Reply::Opened(session) => session,
-            _ => return None,
-        };
+        let id = SessionId::new(format!("elsewhere-{key}-{:08x}", fastrand::u32(..)));
+        let Reply::Opened(session) = self.shared.apply(&Request::Open { id, ttl: YEAR }) else { return None };
         let claim = Arc::new(Claim {
             id: ClaimId::from_bits(fastrand::u128(..)),
             key: key.clone(),
@@ -134,13 +131,11 @@ impl Control {
         });
         let guard = self.shared.store().guard(key);
         let claim_it = Request::Claim { session: session.clone(), claim, place: Place::Try, guard };
-        match self.shared.apply(&claim_it) {
-            Reply::Standing(Standing::Held { token }) => Some(Elsewhere { control: self.clone(), session, token }),
-            _ => {
-                self.end_session(&session);
-                None
-            }
+        if let Reply::Standing(Standing::Held { token }) = self.shared.apply(&claim_it) {
+            return Some(Elsewhere { control: self.clone(), session, token });
         }
+        self.end_session(&session);
+        None
     }
 
     fn obstruct(&self, call: Call, obstacle: Obstacle) {

@@ -264,8 +264,8 @@ impl Store {
         match (self.rules.profile, state.line.first()) {
             (Profile::Slot, _) if guard != self.guard(&claim.key) => Reply::GuardFailed,
             // The real store knows a lock by its session alone, so a second claim of the same session is granted.
-            (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(self.busy(&state)),
-            (Profile::Queue, Some(_)) if place == Place::Try => Reply::Standing(self.busy(&state)),
+            (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(busy(&state)),
+            (Profile::Queue, Some(_)) if place == Place::Try => Reply::Standing(busy(&state)),
             _ => {
                 if let Some(until) = self.delays.get(&claim.key) {
                     return Reply::Standing(Standing::Delayed { at_most: until.saturating_since(now) });
@@ -288,10 +288,6 @@ impl Store {
                 Reply::Standing(self.standing(&claim.key, claim.id))
             }
         }
-    }
-
-    fn busy(&self, state: &KeyState) -> Standing {
-        Standing::Busy { holder: state.line.first().map(Entry::holder), cursor: Cursor(state.index) }
     }
 
     fn confirm(&self, session: &SessionId, claim: &Claim) -> Standing {
@@ -455,6 +451,10 @@ impl Store {
             state.foreign = Some(value);
         });
     }
+}
+
+fn busy(state: &KeyState) -> Standing {
+    Standing::Busy { holder: state.line.first().map(Entry::holder), cursor: Cursor(state.index) }
 }
 
 impl Entry {

@@ -27,6 +27,7 @@ pub struct ConsulAgent {
 
 /// What an agent is to be like.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is an independent yes or no
 pub struct ConsulBuilder {
     ttl_min: Option<String>,
     acl: bool,
@@ -269,7 +270,7 @@ impl ConsulBuilder {
             match agent.ready().await {
                 Ok(()) => return Ok(agent),
                 Err(error @ StartError::NotReady { .. }) if error.to_string().contains("address already in use") => {
-                    last = Some(error)
+                    last = Some(error);
                 }
                 Err(error) => return Err(error),
             }

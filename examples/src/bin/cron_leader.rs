@@ -56,7 +56,7 @@ async fn candidate(name: &str, url: &str, options: &Options) -> Result<(), Box<d
 }
 
 async fn job(name: &str, term: Held, every: Duration) -> ControlFlow<Infallible> {
-    println!("{name}: leading with token {}", term.token().map_or(0, |token| token.get()));
+    println!("{name}: leading with token {}", term.token().map_or(0, dlock::FencingToken::get));
     loop {
         println!("{name}: working, sure of the lock for {:.1?}", term.remaining());
         tokio::time::sleep(every).await;
