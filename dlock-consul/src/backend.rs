@@ -145,7 +145,13 @@ impl Shared {
         let asked = Asked { what: "claiming the key", writes: true, needs: Needs::KeyWrite(key) };
         let lock = Op::lock(key, session, value, LOCK_FLAGS);
         self.notes().note(claim.id, session, ClaimState::Sent(guard));
-        let errors = match self.txn(asked, &[guard_op(key, guard), lock]).await {
+        let unfenced_before = guard == Known::Absent && self.notes().sent_unfenced(claim.id, session);
+        let answer = self.txn(asked, &[guard_op(key, guard), lock]).await;
+        let answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous);
+        if guard == Known::Absent && answered && !unfenced_before {
+            self.notes().take_unfenced(claim.id);
+        }
+        let errors = match answer {
             Ok(Ok(entries)) => {
                 let index = entries.last().map_or(0, |entry| entry.modify_index);
                 return Ok(Attempted::Held(self.granted(session, claim, index)?));
@@ -211,6 +217,62 @@ impl Shared {
             self.notes().learn(&claim.key, Known::At(entry.modify_index));
         }
         Ok(true)
+    }
+
+    /// Undoes what a claim has, and fences what may still be under way of it.
+    async fn undo(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
+        let note = self.notes().claim(claim.id);
+        let state = note.as_ref().map(|note| note.state);
+        let published = match note.and_then(|note| note.amended) {
+            Some(amended) => amended,
+            None => claim.published(),
+        };
+        let value = encode_value(&published);
+        if let Some(ClaimState::Held { index, .. }) = state {
+            self.notes().note(claim.id, session, ClaimState::Releasing);
+            if self.unlock(session, claim, index, &value).await? {
+                self.notes().drop_claim(claim.id);
+                return Ok(Release::Released);
+            }
+        }
+        // A failed check proves nothing: read, and act on what is there.
+        for _ in 0..3 {
+            let entry = self.read(&claim.key).await?;
+            let free_at = match &entry {
+                None => Some(Known::Absent),
+                Some(entry) if entry.holder_session().is_none() => Some(Known::At(entry.modify_index)),
+                Some(entry) if entry.holder_session() == Some(session.as_str()) && carries(entry, claim.id) => {
+                    let value = entry.value.clone().unwrap_or_default();
+                    if self.unlock(session, claim, entry.modify_index, &value).await? {
+                        self.notes().drop_claim(claim.id);
+                        return Ok(Release::Released);
+                    }
+                    continue;
+                }
+                // Held by another grant: the index has moved past every guard of ours.
+                Some(_) => None,
+            };
+            let foreign = entry.as_ref().is_some_and(|entry| !entry.is_lock());
+            let may_arrive = match (state, free_at) {
+                (_, None) => false,
+                _ if foreign => false,
+                (Some(ClaimState::Sent(guard)), Some(free_at)) => guard == free_at,
+                // It was answered, so every copy of it was guarded by an index that is gone.
+                (Some(ClaimState::Held { .. } | ClaimState::Releasing), _) => false,
+                (None, Some(_)) => true,
+            };
+            let fenced = match free_at {
+                Some(guard) if may_arrive => self.fence(session, claim, guard, entry.as_ref()).await?,
+                _ => true,
+            };
+            if fenced {
+                self.notes().drop_claim(claim.id);
+                // Our own release may have been applied without its answer: the value still tells whose grant was the last.
+                let ours = state == Some(ClaimState::Releasing) && entry.is_some_and(|entry| carries(&entry, claim.id));
+                return Ok(if ours { Release::Released } else { Release::NotHeld });
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "releasing the key: it changed again and again"))
     }
 }
 
@@ -361,59 +423,11 @@ impl LockBackend for Consul {
     }
 
     async fn release(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
-        let shared = &self.shared;
-        let note = shared.notes().claim(claim.id);
-        let state = note.as_ref().map(|note| note.state);
-        let published = match note.and_then(|note| note.amended) {
-            Some(amended) => amended,
-            None => claim.published(),
-        };
-        let value = encode_value(&published);
-        if let Some(ClaimState::Held { index, .. }) = state {
-            shared.notes().note(claim.id, session, ClaimState::Releasing);
-            if shared.unlock(session, claim, index, &value).await? {
-                shared.notes().drop_claim(claim.id);
-                return Ok(Release::Released);
-            }
+        let found = self.shared.undo(session, claim).await?;
+        if self.shared.notes().take_unfenced(claim.id) {
+            return Ok(Release::Unfenced { had: found == Release::Released });
         }
-        // A failed check proves nothing: read, and act on what is there.
-        for _ in 0..3 {
-            let entry = shared.read(&claim.key).await?;
-            let free_at = match &entry {
-                None => Some(Known::Absent),
-                Some(entry) if entry.holder_session().is_none() => Some(Known::At(entry.modify_index)),
-                Some(entry) if entry.holder_session() == Some(session.as_str()) && carries(entry, claim.id) => {
-                    let value = entry.value.clone().unwrap_or_default();
-                    if shared.unlock(session, claim, entry.modify_index, &value).await? {
-                        shared.notes().drop_claim(claim.id);
-                        return Ok(Release::Released);
-                    }
-                    continue;
-                }
-                // Held by another grant: the index has moved past every guard of ours.
-                Some(_) => None,
-            };
-            let foreign = entry.as_ref().is_some_and(|entry| !entry.is_lock());
-            let may_arrive = match (state, free_at) {
-                (_, None) => false,
-                _ if foreign => false,
-                (Some(ClaimState::Sent(guard)), Some(free_at)) => guard == free_at,
-                // It was answered, so every copy of it was guarded by an index that is gone.
-                (Some(ClaimState::Held { .. } | ClaimState::Releasing), _) => false,
-                (None, Some(_)) => true,
-            };
-            let fenced = match free_at {
-                Some(guard) if may_arrive => shared.fence(session, claim, guard, entry.as_ref()).await?,
-                _ => true,
-            };
-            if fenced {
-                shared.notes().drop_claim(claim.id);
-                // Our own release may have been applied without its answer: the value still tells whose grant was the last.
-                let ours = state == Some(ClaimState::Releasing) && entry.is_some_and(|entry| carries(&entry, claim.id));
-                return Ok(if ours { Release::Released } else { Release::NotHeld });
-            }
-        }
-        Err(BackendError::new(ErrorKind::Transient, "releasing the key: it changed again and again"))
+        Ok(found)
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {

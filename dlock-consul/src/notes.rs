@@ -9,6 +9,9 @@ use dlock_core::{ClaimId, FencingToken, Key, Metadata, SessionId};
 pub(crate) struct Notes {
     keys: HashMap<Key, Known>,
     claims: HashMap<ClaimId, ClaimNote>,
+    /// Claims of which a copy that was guarded by the key's absence was never answered, with their sessions. If somebody deletes the
+    /// key, that copy can still apply.
+    unfenced: HashMap<ClaimId, SessionId>,
     /// The last key that was met for the first time did not exist, so the next is claimed without looking first.
     blind: bool,
 }
@@ -94,8 +97,19 @@ impl Notes {
         self.claims.remove(&id);
     }
 
+    /// A copy of the claim goes out, guarded by absence; whether one did before that was never answered.
+    pub(crate) fn sent_unfenced(&mut self, id: ClaimId, session: &SessionId) -> bool {
+        self.unfenced.insert(id, session.clone()).is_some()
+    }
+
+    /// Every copy of the claim is accounted for, or the claim is over; whether one was not.
+    pub(crate) fn take_unfenced(&mut self, id: ClaimId) -> bool {
+        self.unfenced.remove(&id).is_some()
+    }
+
     /// The session is over, and all its claims with it.
     pub(crate) fn drop_session(&mut self, session: &SessionId) {
+        self.unfenced.retain(|_, of| of != session);
         self.claims.retain(|_, note| note.session != *session);
     }
 }

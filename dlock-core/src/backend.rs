@@ -21,7 +21,8 @@ use crate::{
 /// - **[`claim`](Self::claim) is idempotent** by the claim's id: asked again, it answers the same token, or a higher one if the key
 ///   was altered from outside in between.
 /// - **[`release`](Self::release) is a fence.** Once it answered, no copy of that claim still under way can ever take effect, and no
-///   copy of that release can ever touch another claim. A backend that cannot fence declares so, and its sessions are retired instead.
+///   copy of that release can ever touch another claim. A backend that cannot fence declares so, or answers
+///   [`Unfenced`](Release::Unfenced) where it cannot; the session is then retired instead: closed once its last lock is given back.
 /// - **Only `claim` and `confirm` say [`Held`](Standing::Held)**, and only from a linearizable read or write.
 /// - Tokens of one key grow with every grant, also over restarts and after the key was deleted.
 /// - Contention, delays and forgotten sessions are answers. An `Err` is "no usable answer", see [`ErrorKind`](crate::ErrorKind);
@@ -199,4 +200,10 @@ pub enum Release {
     Released,
     /// The claim had nothing.
     NotHeld,
+    /// The claim has nothing any more, but for once the release is no fence: a copy of the claim that was never answered could still take
+    /// effect, for example if somebody deleted the key. Core retires the session.
+    Unfenced {
+        /// Whether the claim had something.
+        had: bool,
+    },
 }

@@ -252,12 +252,34 @@ async fn a_lost_reply_is_found_out_or_undone() {
 #[tokio::test]
 async fn a_claim_delayed_past_its_own_release_never_takes_effect() {
     let bench = bench(LONG).await;
+    // The key exists, so its index fences; the claim of an absent key retires its session instead.
+    bench.locker.lock("k").await.unwrap().release().await.unwrap();
+    let other = bench.locker.lock("other").await.unwrap();
+    let session = holder(&bench.agent, "other").await.unwrap();
     let under_way = bench.proxy.hold_next(claims());
     let waiting = tokio::spawn(bench.locker.lock("k").into_future());
     under_way.sent().await;
     waiting.abort();
-    let session = bench.locker.lock("k").wait_at_most(Duration::from_secs(10)).await.unwrap();
-    session.release().await.unwrap();
+    let second = bench.locker.lock("k").wait_at_most(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(holder(&bench.agent, "k").await, Some(session), "in one and the same session");
+    second.release().await.unwrap();
+    let (status, body) = under_way.deliver(bench.agent.address()).await.unwrap();
+    assert_eq!(status, 409, "{body}");
+    assert_eq!(holder(&bench.agent, "k").await, None);
+    assert_eq!(other.check(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_claim_of_an_absent_key_delayed_past_a_deletion_finds_its_session_gone() {
+    let bench = bench(LONG).await;
+    bench.locker.lock("warm-up").await.unwrap().release().await.unwrap();
+    let under_way = bench.proxy.hold_next(claims());
+    let waiting = tokio::spawn(bench.locker.lock("k").into_future());
+    under_way.sent().await;
+    waiting.abort();
+    within(Duration::from_secs(10), "undone", async || !get(&bench.agent, "/v1/kv/k").await.is_empty()).await;
+    within(Duration::from_secs(5), "its session closed", async || get(&bench.agent, "/v1/session/list").await.trim() == "[]").await;
+    http(bench.agent.address(), "DELETE", "/v1/kv/k", &[], "").await.unwrap();
     let (status, body) = under_way.deliver(bench.agent.address()).await.unwrap();
     assert_eq!(status, 409, "{body}");
     assert_eq!(holder(&bench.agent, "k").await, None);

@@ -354,7 +354,7 @@ impl Seat {
 impl Attempt {
     fn into_grant(mut self, token: FencingToken, limits: HoldLimits) -> Option<Arc<Grant>> {
         let seat = self.seat.as_ref()?;
-        match seat.session.grant(Arc::clone(&seat.claim), token, limits, self.pass.take()) {
+        match seat.session.grant(Arc::clone(&seat.claim), token, limits, self.machine.is_unanswered(), self.pass.take()) {
             Ok(grant) => {
                 self.seat = None;
                 Some(grant)

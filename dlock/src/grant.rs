@@ -19,6 +19,8 @@ pub(crate) struct Grant {
     pub(crate) session: Arc<Session>,
     pub(crate) granted_at: Moment,
     pub(crate) limits: HoldLimits,
+    /// A copy of the claim was never answered.
+    unanswered: bool,
     loss: AtomicU8,
     lost: Notify,
     cancellation: OnceLock<CancellationToken>,
@@ -44,6 +46,7 @@ impl Grant {
         session: Arc<Session>,
         granted_at: Moment,
         limits: HoldLimits,
+        unanswered: bool,
     ) -> Self {
         Self {
             claim,
@@ -51,6 +54,7 @@ impl Grant {
             session,
             granted_at,
             limits,
+            unanswered,
             loss: AtomicU8::new(0),
             lost: Notify::new(),
             cancellation: OnceLock::new(),
@@ -69,7 +73,7 @@ impl Grant {
         // Not a loss, so nobody is told; but a witness that outlives its guard must not go on believing.
         _ = self.loss.compare_exchange(0, code(Loss::Released), Ordering::AcqRel, Ordering::Acquire);
         let claim = Arc::clone(&self.claim);
-        Owed { claim, pass, under_way: None, from: self.limits.release_from, unanswered: false }
+        Owed { claim, pass, under_way: None, from: self.limits.release_from, unanswered: self.unanswered }
     }
 
     /// Until when the lock is surely held, as far as is known now.

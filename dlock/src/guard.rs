@@ -72,8 +72,10 @@ impl LockGuard {
             () = clock.sleep_until(limit) => Undone::GivenUp,
         };
         match undone {
-            Undone::Answered(Release::Released) => Ok(ReleaseOutcome::Released),
-            Undone::Answered(Release::NotHeld) | Undone::WithSession => Ok(ReleaseOutcome::NotHeld),
+            Undone::Answered(Release::Released | Release::Unfenced { had: true }) => Ok(ReleaseOutcome::Released),
+            Undone::Answered(Release::NotHeld | Release::Unfenced { had: false }) | Undone::WithSession => {
+                Ok(ReleaseOutcome::NotHeld)
+            }
             Undone::GivenUp => {
                 let (key, lapses_within) = (self.key().clone(), session.lapses_within());
                 Err(ReleaseUnknown { key, lapses_within })

@@ -181,12 +181,13 @@ impl Session {
         claim: Arc<Claim>,
         token: FencingToken,
         limits: HoldLimits,
+        unanswered: bool,
         pass: Option<Pass>,
     ) -> Result<Arc<Grant>, Option<Pass>> {
         let now = self.clock.now();
         let mut state = self.state();
         let id = claim.id;
-        let grant = Grant::new(claim, token, Arc::clone(self), now, limits);
+        let grant = Grant::new(claim, token, Arc::clone(self), now, limits, unanswered);
         if self.loss.get().is_some() || now >= grant.valid_until() {
             return Err(pass);
         }

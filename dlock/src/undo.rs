@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dlock_core::{Chance, Lease, LockBackend, Loss, Moment, SessionId, Undo, UndoEvent, UndoStep, Undone};
+use dlock_core::{Chance, Lease, LockBackend, Loss, Moment, Release, SessionId, Undo, UndoEvent, UndoStep, Undone};
 
 use crate::options::LEAST_ATTEMPT;
 use crate::session::{Owed, Session};
@@ -25,8 +25,12 @@ impl Undoing {
         let Some(owed) = self.owed.take() else { return undone };
         let session = &self.session;
         // What was never answered and cannot be fenced, or was never given back, must not be renewed for ever.
-        let unfenced = owed.unanswered && !session.backend.capabilities().fences;
-        if undone == Undone::GivenUp || (unfenced && undone != Undone::WithSession) {
+        let unfenced = match undone {
+            Undone::Answered(Release::Unfenced { .. }) => true,
+            Undone::Answered(_) => owed.unanswered && !session.backend.capabilities().fences,
+            Undone::WithSession | Undone::GivenUp => false,
+        };
+        if undone == Undone::GivenUp || unfenced {
             tracing::warn!(key = %owed.claim.key, claim = %owed.claim.id, ?undone, "retiring the session of an unsure release");
             session.retire();
         }

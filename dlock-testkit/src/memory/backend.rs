@@ -1,21 +1,21 @@
 //! The store as a backend, on the runtime's clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Moment, Order, Place, Published, Release, Renewal,
-    Session, SessionId, SessionRequest, Standing, TtlRange, Woken,
+    BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimId, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken,
+    Granted, Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Moment, Order, Place, Published, Release,
+    Renewal, Session, SessionId, SessionRequest, Standing, TtlRange, Woken,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::control::{Call, Control, Faults, Obstacle};
-use super::store::{Profile, Reply, Request, Rules, Store};
+use super::store::{Guard, Profile, Reply, Request, Rules, Store};
 
 /// A store of locks in this process; clones share it, and so do all who open it under one name.
 ///
@@ -28,6 +28,8 @@ pub struct Memory {
 pub(crate) struct Shared {
     store: Mutex<Store>,
     pub(crate) faults: Mutex<Faults>,
+    /// Claims of which a copy that was guarded by the key's absence was never answered: no release can fence it against a deletion.
+    unfenced: Mutex<HashSet<ClaimId>>,
     pub(crate) changed: Notify,
     capabilities: Capabilities,
     origin: Instant,
@@ -128,6 +130,7 @@ impl MemoryBuilder {
         let shared = Shared {
             store: Mutex::new(Store::new(self.rules)),
             faults: Mutex::default(),
+            unfenced: Mutex::default(),
             changed: Notify::new(),
             capabilities,
             origin: Instant::now(),
@@ -146,6 +149,10 @@ impl Shared {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.pass(self.now());
         store
+    }
+
+    fn unfenced(&self) -> MutexGuard<'_, HashSet<ClaimId>> {
+        self.unfenced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn announce(&self) {
@@ -305,7 +312,12 @@ impl LockBackend for Memory {
         for _ in 0..2 {
             let guard = self.shared.store().guard(&claim.key);
             let request = Request::Claim { session: session.clone(), claim: Arc::clone(&claim), place, guard };
-            match self.shared.send(Call::Claim, request).await? {
+            let first = guard == Guard::Index(0) && self.shared.unfenced().insert(claim.id);
+            let answer = self.shared.send(Call::Claim, request).await;
+            if first && answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous) {
+                self.shared.unfenced().remove(&claim.id);
+            }
+            match answer? {
                 Reply::Standing(standing) => return Ok(standing),
                 Reply::Conflict => {
                     let message = format!("{} holds something that is no lock; it was left alone", claim.key);
@@ -337,7 +349,10 @@ impl LockBackend for Memory {
     async fn release(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
         let request = Request::Release { session: session.clone(), claim: Arc::new(claim.clone()) };
         match self.shared.send(Call::Release, request).await? {
-            Reply::Released(release) => Ok(release),
+            Reply::Released(found) if self.shared.unfenced().remove(&claim.id) => {
+                Ok(Release::Unfenced { had: found == Release::Released })
+            }
+            Reply::Released(found) => Ok(found),
             reply => Err(mismatched(&reply)),
         }
     }
