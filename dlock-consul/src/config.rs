@@ -110,7 +110,13 @@ impl ConsulOptions {
             Some(("consul+unix", rest)) => format!("unix://{rest}"),
             _ => return Err(ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }),
         };
-        self.address(&address)
+        self.address(&address).map_err(|error| match error {
+            ConfigError::Address { reason: NO_URL | NO_HOST, .. } => {
+                ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }
+            }
+            ConfigError::Address { reason, .. } => ConfigError::Address { address: redacted(url), reason },
+            other => other,
+        })
     }
 
     /// The agent's address: `host:port`, `http://host:port`, `https://host:port` or `unix:///path`. Defaults to `127.0.0.1:8500`.
@@ -124,12 +130,12 @@ impl ConsulOptions {
             return Ok(self);
         }
         let full = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        let url = Url::parse(&full).map_err(|_| refuse("it is no URL; use for example http://127.0.0.1:8500"))?;
+        let url = Url::parse(&full).map_err(|_| refuse(NO_URL))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(refuse("its scheme must be http, https or unix"));
         }
         if url.host_str().is_none_or(str::is_empty) {
-            return Err(refuse("it names no host; use for example http://127.0.0.1:8500"));
+            return Err(refuse(NO_HOST));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refuse("it must not hold a user or password; set CONSUL_HTTP_TOKEN or CONSUL_HTTP_AUTH instead"));
@@ -224,6 +230,8 @@ impl fmt::Display for Address {
     }
 }
 
+const NO_URL: &str = "it is no URL; use for example http://127.0.0.1:8500";
+const NO_HOST: &str = "it names no host; use for example http://127.0.0.1:8500";
 const NOT_CONSUL: &str = "use consul://host:port, consul+https://host:port or consul+unix:///path";
 
 /// Variables of Consul's tools that change where requests go or how they are signed; ignoring one silently would be wrong.
@@ -241,9 +249,10 @@ fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<O
 
 /// The address without what might be a secret in it.
 fn redacted(address: &str) -> String {
-    match address.rsplit_once('@') {
+    let place = address.split(['?', '#']).next().unwrap_or_default();
+    match place.rsplit_once('@') {
         Some((_, host)) => format!("…@{host}"),
-        None => address.split('?').next().unwrap_or_default().to_owned(),
+        None => place.to_owned(),
     }
 }
 
