@@ -285,9 +285,9 @@ impl Acquisition {
                 () = clock.sleep_until(deadline.unwrap_or(Moment::FAR_FUTURE)) => return self.timed_out(),
                 () = clock.sleep_until(self.report_at) => {
                     let waited = clock.now().saturating_since(self.started);
-                    let holder = self.holder.as_ref().and_then(Holder::owner);
+                    let last_holder = self.holder.as_ref().and_then(Holder::owner);
                     let error = self.error.as_ref().map(tracing::field::display);
-                    tracing::info!(key = %self.key, ?waited, holder, error, "still waiting for lock");
+                    tracing::info!(key = %self.key, ?waited, last_holder, error, "still waiting for lock");
                     // Each report doubles the time to the next.
                     self.report_at = clock.now().plus(waited.max(REPORT_WAITING_AFTER));
                 }

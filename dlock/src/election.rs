@@ -74,7 +74,7 @@ impl Election {
     /// Waits to be elected. Free to drop: the candidacy is withdrawn.
     pub async fn campaign(&self) -> Result<Leadership, LockError> {
         let guard = LockRequest { wanted: self.wanted.clone() }.await?;
-        tracing::info!(key = %guard.key(), token = ?guard.token(), "elected");
+        tracing::info!(key = %guard.key(), token = guard.token().map(dlock_core::FencingToken::get), "elected");
         Ok(Leadership { guard })
     }
 

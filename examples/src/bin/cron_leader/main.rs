@@ -3,16 +3,19 @@
 //! With `--backend consul://127.0.0.1:8500` this is one candidate: start it in two terminals and stop either. Without, three
 //! candidates compete in this process, and each leader is killed in turn.
 
+mod demonstration;
+
 use std::convert::Infallible;
 use std::error::Error;
 use std::ops::ControlFlow;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use dlock::{Held, Locker};
 use tokio::runtime::Runtime;
 
-#[derive(Parser)]
+#[derive(Clone, Parser)]
 #[command(about = "A job that only the leader runs; stop the leader and another takes over")]
 struct Options {
     /// The store, for example consul://127.0.0.1:8500; without it, three candidates on a store in this process.
@@ -29,14 +32,19 @@ struct Options {
     every: Duration,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,dlock=info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
     let options = Options::parse();
-    match options.backend.clone() {
-        Some(url) => Runtime::new()?.block_on(candidate("candidate", &url, &options)),
-        None => demonstration(&options),
-    }
+    let outcome = match &options.backend {
+        Some(url) => Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(candidate("candidate", url, &options))),
+        None => demonstration::run(&options),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("error: {error}");
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.for_each(|cause| eprintln!("  because: {cause}"));
+    ExitCode::FAILURE
 }
 
 /// Campaigns, works, campaigns again; gives the lock back at once on SIGTERM or Ctrl-C.
@@ -68,54 +76,5 @@ async fn stopped() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
-    }
-}
-
-/// Three candidates, each in a runtime of its own that is killed like a process: nothing is given back, the lock lapses.
-fn demonstration(options: &Options) -> Result<(), Box<dyn Error>> {
-    let url = "memory://cron_leader";
-    let watcher = Runtime::new()?;
-    let locker = watcher.block_on(dlock::connect(url))?;
-    let mut candidates = Vec::new();
-    for name in ["anna", "bert", "cleo"] {
-        let runtime = Runtime::new()?;
-        let options = Options { backend: None, key: options.key.clone(), ttl: options.ttl, every: options.every };
-        runtime.spawn(async move {
-            if let Err(error) = candidate(name, url, &options).await {
-                eprintln!("{name}: {error}");
-            }
-        });
-        candidates.push((name, runtime));
-    }
-    while !candidates.is_empty() {
-        let seen = watcher.block_on(async {
-            tokio::select! {
-                leader = leader(&locker, &options.key, options.every * 2) => leader.map(Some),
-                () = stopped() => Ok(None),
-            }
-        })?;
-        let Some(leader) = seen else {
-            // The candidates hear of it too, and give the lock back.
-            std::thread::sleep(Duration::from_millis(200));
-            return Ok(());
-        };
-        let Some(place) = candidates.iter().position(|(name, _)| leader.ends_with(name)) else { continue };
-        let (name, runtime) = candidates.remove(place);
-        println!("-- killing {name}; {} left", candidates.len());
-        runtime.shutdown_background();
-    }
-    Ok(())
-}
-
-/// Who leads, once somebody does, after it has worked for a while.
-async fn leader(locker: &Locker, key: &str, working: Duration) -> Result<String, Box<dyn Error>> {
-    loop {
-        let seen = locker.inspect(key).await?;
-        if let Some(owner) = seen.holders.first().and_then(|holder| holder.owner()) {
-            let owner = owner.to_owned();
-            tokio::time::sleep(working).await;
-            return Ok(owner);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

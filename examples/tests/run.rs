@@ -1,0 +1,123 @@
+//! Every example, run as a user would; `cron_leader` as several processes on a real Consul.
+#![allow(missing_docs)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use dlock_testkit::servers::ConsulAgent;
+
+/// Generous: the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn output(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(status.success(), "{status}\n{stdout}\n{stderr}");
+    stdout
+}
+
+#[test]
+fn hello_locks_and_gives_back() {
+    let told = output(&mut Command::new(env!("CARGO_BIN_EXE_hello")));
+    assert!(told.contains("giving it back: Released") && told.contains("nothing left behind: true"), "{told}");
+}
+
+#[test]
+fn a_late_write_is_refused() {
+    let told = output(&mut Command::new(env!("CARGO_BIN_EXE_fenced_write")));
+    assert!(told.contains("refused: token 1 is stale") && told.contains("the balance is 250"), "{told}");
+}
+
+#[test]
+fn the_demonstration_shows_three_leaders_with_growing_tokens() {
+    let told = output(Command::new(env!("CARGO_BIN_EXE_cron_leader")).args(["--every", "200ms", "--ttl", "300ms"]));
+    let leaders: Vec<_> = told.lines().filter_map(|line| line.split_once(": leading with token ")).collect();
+    let names: std::collections::BTreeSet<_> = leaders.iter().map(|(name, _)| *name).collect();
+    let tokens: Vec<u64> = leaders.iter().map(|(_, token)| token.parse().unwrap()).collect();
+    assert_eq!(names.len(), 3, "{told}");
+    assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "{told}");
+}
+
+#[test]
+fn bad_options_are_told() {
+    let refused = Command::new(env!("CARGO_BIN_EXE_cron_leader")).args(["--backend", "redis://x"]).output().unwrap();
+    assert!(!refused.status.success());
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(told.contains("unknown scheme"), "{told}");
+}
+
+/// A candidate in a process of its own; killed when dropped.
+struct Candidate {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Candidate {
+    fn start(agent: &ConsulAgent, ttl: &str) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_cron_leader"))
+            .args(["--backend", &agent.url(), "--key", "jobs/nightly", "--ttl", ttl, "--every", "100ms"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (tell, lines) = channel();
+        let out = BufReader::new(process.stdout.take().unwrap());
+        // Ends with the process.
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        Self { process, lines }
+    }
+
+    /// Waits for a line that contains this; what follows in it.
+    fn says(&self, what: &str) -> String {
+        let began = Instant::now();
+        loop {
+            let left = LIMIT.saturating_sub(began.elapsed());
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("it never said {what:?}"));
+            if let Some((_, rest)) = line.split_once(what) {
+                return rest.to_owned();
+            }
+        }
+    }
+
+    fn leads(&self) -> u64 {
+        self.says("leading with token ").parse().unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn sigterm_hands_over_within_a_second_and_sigkill_within_twice_the_ttl_and_one() {
+    let ttl = Duration::from_secs(10);
+    let agent = ConsulAgent::start().await.unwrap();
+    let first = Candidate::start(&agent, "10s");
+    let first_token = first.leads();
+    let second = Candidate::start(&agent, "10s");
+    second.says("campaigning for jobs/nightly");
+
+    let stopped = Instant::now();
+    first.signal("TERM");
+    let second_token = second.leads();
+    assert!(stopped.elapsed() < Duration::from_secs(1), "{:?}", stopped.elapsed());
+    assert_eq!(first.says("everything given back: "), "true");
+    assert!(second_token > first_token);
+
+    let third = Candidate::start(&agent, "10s");
+    third.says("campaigning for jobs/nightly");
+    let killed = Instant::now();
+    second.signal("KILL");
+    let third_token = third.leads();
+    assert!(killed.elapsed() <= ttl * 2 + Duration::from_secs(1), "{:?}", killed.elapsed());
+    assert!(third_token > second_token);
+}
