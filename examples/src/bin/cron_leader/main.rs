@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     eprintln!("error: {error}");
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let causes = std::iter::successors(error.source(), |cause: &&dyn Error| (*cause).source());
     causes.for_each(|cause| eprintln!("  because: {cause}"));
     ExitCode::FAILURE
 }
