@@ -1,4 +1,67 @@
 //! Distributed locks that tell you when you lost them.
+//!
+//! A [`Locker`] is the way to the locks of one store. A [`LockGuard`] is a lock that is held; it dereferences to [`Held`], the witness that
+//! inner functions take. An [`Election`] keeps one leader among many candidates.
+//!
+#![cfg_attr(feature = "memory", doc = "```")]
+#![cfg_attr(not(feature = "memory"), doc = "```ignore")]
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // In production: "consul://127.0.0.1:8500".
+//! let locker = dlock::connect("memory://front-page").await?;
+//!
+//! let guard = locker.lock("orders/42").wait_at_most(Duration::from_secs(5)).metadata("purpose", "charge").await?;
+//! // Dropped at the local deadline at the latest, even if the store hangs. The token goes along with every write.
+//! guard.guarded(charge(guard.token())).await?;
+//! guard.release().await?;
+//!
+//! // The same in one call.
+//! let receipt = locker.lock("orders/42").run(|held| async move { charge(held.token()).await }).await?;
+//!
+//! // Only if it is free.
+//! if let Some(guard) = locker.try_lock("cron/nightly").await? {
+//!     guard.check_for(Duration::from_millis(500))?;
+//! }
+//!
+//! let report = locker.shutdown(Duration::from_secs(3)).await;
+//! assert!(report.is_clean());
+//! # let _ = receipt;
+//! # Ok(())
+//! # }
+//! # async fn charge(_: Option<dlock::FencingToken>) {}
+//! ```
+//!
+//! # What a guard promises
+//!
+//! - **No false belief.** Belief ends before the store can grant the lock to another: it counts from before the last answered
+//!   renewal was sent, less a margin of 1 % of the ttl and at least 50 ms, on a clock that counts suspended time where the system has one.
+//!   [`Held::lost`], [`Held::guarded`] and [`Held::cancellation`] fire then even if the store hangs, and say [why](Loss).
+//! - **A fencing token with every grant**, greater with each grant of the key: [`Held::token`], and [`Fence`] to check it with. It is
+//!   what protects a resource from a holder that was stopped past its deadline, which no lock can prevent.
+//! - **Nothing is left behind.** Every future may be dropped at any await; guards may be dropped anywhere, also outside a runtime and while
+//!   panicking. What was begun is undone in the background by the locker's own task.
+//! - **"Perhaps" is an answer.** A claim whose reply was lost is found out or undone, and then can never take effect;
+//!   [`ReleaseUnknown`] says when a lock lapses whose release was not answered.
+//!
+//! Dropping stops async work at its next await. Blocking work cannot be stopped from outside: ask [`Held::check_for`] before each step.
+//!
+//! # Choosing a store
+//!
+//! By URL with [`connect`] or [`builder`], among the backends that are compiled in; or with a [`LockBackend`] value and [`Locker::new`].
+//!
+//! | feature | backend | URL |
+//! |---|---|---|
+//! | `consul` (default) | Consul, by the crate `dlock-consul` | `consul://host:port`, `consul+https://host:port`, `consul+unix:///path` |
+//! | `memory` | a store in this process, by the crate `dlock-testkit` | `memory://name` |
+//!
+//! # What is logged
+//!
+//! Through `tracing`, under the targets `dlock` and `dlock_consul`: a lock that was lost and why, a session in doubt (`WARN`); a wait of more than
+//! ten seconds with the last holder, a lock held for more than five minutes (`INFO`); sessions opened and ended, calls that failed and are
+//! tried again (`DEBUG`). No secret is ever in a log line or an error.
+
 mod acquisition;
 mod clock;
 mod connect;
