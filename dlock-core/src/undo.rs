@@ -13,6 +13,8 @@ pub struct Undo {
     attempt: Duration,
     patience: Duration,
     failures: u32,
+    /// An attempt may have been applied without its answer.
+    unanswered: bool,
     gives_up_at: Option<Moment>,
     state: State,
 }
@@ -60,7 +62,8 @@ pub enum UndoStep {
 /// How a release ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Undone {
-    /// The store said what the claim had; it has nothing any more.
+    /// The store said what the claim had; it has nothing any more. What an earlier attempt without an answer may have released counts as
+    /// released.
     Answered(Release),
     /// The session is gone, and the claim with it.
     WithSession,
@@ -71,7 +74,7 @@ pub enum Undone {
 impl Undo {
     /// A release whose attempts take at most `attempt` each and which goes on for `patience`, at least once.
     pub fn new(attempt: Duration, patience: Duration) -> Self {
-        Self { attempt, patience, failures: 0, gives_up_at: None, state: State::New }
+        Self { attempt, patience, failures: 0, unanswered: false, gives_up_at: None, state: State::New }
     }
 
     /// Takes in what happened and says what to do.
@@ -80,7 +83,14 @@ impl Undo {
         match (self.state, event) {
             (State::Done(_), _) => {}
             (_, UndoEvent::SessionGone) => self.state = State::Done(Undone::WithSession),
-            (State::Releasing { .. }, UndoEvent::Answered(release)) => self.state = State::Done(Undone::Answered(release)),
+            (State::Releasing { .. }, UndoEvent::Answered(release)) => {
+                let release = match release {
+                    Release::NotHeld if self.unanswered => Release::Released,
+                    Release::Unfenced { had: false } if self.unanswered => Release::Unfenced { had: true },
+                    told => told,
+                };
+                self.state = State::Done(Undone::Answered(release));
+            }
             (State::Releasing { .. }, UndoEvent::Failed(ErrorKind::Unsupported | ErrorKind::Invalid)) => {
                 self.state = State::Done(Undone::GivenUp);
             }
@@ -88,6 +98,7 @@ impl Undo {
                 if event != UndoEvent::Elapsed || now >= until =>
             {
                 self.failures += 1;
+                self.unanswered |= matches!(event, UndoEvent::Elapsed | UndoEvent::Failed(ErrorKind::Ambiguous));
                 let pause = RetryPolicy::default().pause(self.failures, chance).unwrap_or(RetryPolicy::MAX);
                 self.state = State::Paused { until: now.plus(pause) };
             }
@@ -130,8 +141,24 @@ mod tests {
         assert_eq!(step(&mut undo, UndoEvent::Started, 0), UndoStep::Release { until: at(1_000) });
         assert_eq!(step(&mut undo, UndoEvent::Elapsed, 1_000), UndoStep::Pause { until: at(1_050) });
         assert_eq!(step(&mut undo, UndoEvent::Elapsed, 1_050), UndoStep::Release { until: at(2_050) });
-        let done = step(&mut undo, UndoEvent::Answered(Release::NotHeld), 1_060);
-        assert_eq!(done, UndoStep::Done(Undone::Answered(Release::NotHeld)));
+        let done = step(&mut undo, UndoEvent::Answered(Release::Released), 1_060);
+        assert_eq!(done, UndoStep::Done(Undone::Answered(Release::Released)));
+    }
+
+    #[test]
+    fn what_an_unanswered_attempt_may_have_released_counts_as_released() {
+        for (failed, told, expected) in [
+            (UndoEvent::Elapsed, Release::NotHeld, Release::Released),
+            (UndoEvent::Failed(ErrorKind::Ambiguous), Release::NotHeld, Release::Released),
+            (UndoEvent::Failed(ErrorKind::Ambiguous), Release::Unfenced { had: false }, Release::Unfenced { had: true }),
+            (UndoEvent::Failed(ErrorKind::Transient), Release::NotHeld, Release::NotHeld),
+        ] {
+            let mut undo = Undo::new(SECOND, 15 * SECOND);
+            step(&mut undo, UndoEvent::Started, 0);
+            step(&mut undo, failed, 1_000);
+            step(&mut undo, UndoEvent::Elapsed, 2_000);
+            assert_eq!(step(&mut undo, UndoEvent::Answered(told), 2_001), UndoStep::Done(Undone::Answered(expected)), "{failed:?}");
+        }
     }
 
     #[test]
