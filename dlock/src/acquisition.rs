@@ -112,12 +112,17 @@ impl Acquisition {
             match self.drive(&mut attempt).await? {
                 // Granted with a session that is not believed any more: it is given back, and another is tried.
                 Verdict::Held { token } => match attempt.into_grant(token, self.limits()) {
-                    Some(grant) => return Ok(Some(grant)),
+                    Some(grant) => {
+                        let waited = self.engine.clock.now().saturating_since(self.started);
+                        tracing::debug!(key = %self.key, %token, ?waited, "acquired");
+                        return Ok(Some(grant));
+                    }
                     None => tokio::task::yield_now().await,
                 },
                 Verdict::Busy => return Ok(None),
                 Verdict::TimedOut => return Err(self.timed_out()),
                 Verdict::Stopped => return Err(LockError::ShutDown),
+                Verdict::Failed(_) if attempt.seat.is_none() => return Err(LockError::NoSession { cause: self.error.take() }),
                 Verdict::Failed(kind) => {
                     let unknown = || StoreError::new(BackendError::new(kind, "the store gave no reason"));
                     let cause = self.error.take().unwrap_or_else(unknown);
@@ -237,11 +242,14 @@ impl Acquisition {
                 Stage::Over => return Ok(AcquireEvent::SessionLost),
             }
             let clock = self.engine.clock;
+            let look_again = clock.now().plus(self.engine.options.ttl / 3);
             tokio::select! {
                 biased;
                 _ = stage.changed() => {}
                 error = self.interrupted(None) => return Err(error),
                 () = clock.sleep_until(until) => return Ok(AcquireEvent::Elapsed),
+                // The session's keeper may live on a runtime that nobody drives any more.
+                () = clock.sleep_until(look_again) => self.engine.keep_all(),
             }
         }
     }
@@ -309,7 +317,7 @@ impl Acquisition {
         let options = &self.options;
         HoldLimits {
             stop_before: options.stop_before,
-            // The time to stop counts in: what runs under the lock is told so much before it is given back.
+            // The time to stop counts in: what runs under the lock is told so much before the lock is given back.
             hold_until: options.hold_at_most.map_or(Moment::FAR_FUTURE, |most| now.plus(most.saturating_sub(options.stop_before))),
             release_from: now.plus(options.hold_at_least),
             report_at: now.plus(REPORT_HELD_AFTER),

@@ -73,10 +73,11 @@ fn memory(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
 /// The URL without what might be a password in it, for messages.
 fn without_secrets(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    // A password may hold anything, so all that comes before the last `@` goes first.
+    let (secret, rest) = rest.rsplit_once('@').map_or((None, rest), |(secret, rest)| (Some(secret), rest));
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let authority = rest.split('/').next().unwrap_or_default();
-    match authority.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://…@{host}{}", &rest[authority.len()..]),
+    match secret {
+        Some(_) => format!("{scheme}://…@{rest}"),
         None if scheme.is_empty() => rest.to_owned(),
         None => format!("{scheme}://{rest}"),
     }
@@ -138,6 +139,9 @@ mod tests {
     fn messages_hold_no_secrets() {
         assert_eq!(without_secrets("consul://user:pass@host:1/x?token=t"), "consul://…@host:1/x");
         assert_eq!(without_secrets("consul://host:1"), "consul://host:1");
+        for odd in ["consul://u:secret/x@host:1", "consul://u:secret?x@host:1", "consul://u:secret#x@host:1"] {
+            assert_eq!(without_secrets(odd), "consul://…@host:1", "{odd}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::ops::{ControlFlow, Deref};
 use std::time::Duration;
 
-use dlock_core::{Chance, RetryPolicy};
+use dlock_core::{Chance, Loss, RetryPolicy};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{LockError, ReleaseUnknown};
@@ -92,6 +92,7 @@ impl Election {
             let leadership = self.campaign().await?;
             let outcome = leadership.guarded(work(leadership.held())).await;
             match &outcome {
+                Err(lost) if lost.reason == Loss::Shutdown => return Err(LockError::ShutDown),
                 Err(lost) => tracing::warn!(error = %lost, "term lost, campaigning again"),
                 Ok(_) => {
                     if let Err(unknown) = leadership.resign().await {

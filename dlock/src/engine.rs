@@ -1,9 +1,9 @@
 //! What all clones of a locker share: the store, the gates, the sessions and their keepers.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dlock_core::LockBackend;
+use dlock_core::{LockBackend, Moment};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,8 @@ pub(crate) struct Engine {
     /// Told when a session is done.
     pub(crate) forgotten: Notify,
     sessions: Mutex<Vec<Arc<Session>>>,
+    /// Until when a session may live at the store whose opening was never answered, in nanoseconds on the clock.
+    unheard_until: AtomicU64,
 }
 
 impl Engine {
@@ -37,7 +39,18 @@ impl Engine {
             stopping: CancellationToken::new(),
             forgotten: Notify::new(),
             sessions: Mutex::default(),
+            unheard_until: AtomicU64::new(0),
         }
+    }
+
+    /// A session may have been opened whose id is not known here; it lapses by then.
+    pub(crate) fn may_have_opened(&self, lapses_by: Moment) {
+        self.unheard_until.fetch_max(lapses_by.since_origin().as_nanos() as u64, Ordering::AcqRel);
+    }
+
+    /// Whether a session whose opening was never answered may still live at the store.
+    pub(crate) fn may_have_unheard_sessions(&self) -> bool {
+        self.clock.now().since_origin().as_nanos() < u128::from(self.unheard_until.load(Ordering::Acquire))
     }
 
     fn sessions_mut(&self) -> MutexGuard<'_, Vec<Arc<Session>>> {
@@ -54,7 +67,7 @@ impl Engine {
             let mut sessions = self.sessions_mut();
             let usable = sessions.iter().find(|session| session.is_usable()).map(Arc::clone);
             usable.unwrap_or_else(|| {
-                let session = Arc::new(Session::new(Arc::clone(&self.backend), self.clock, self.options.ttl));
+                let session = Arc::new(Session::new(self));
                 sessions.push(Arc::clone(&session));
                 session
             })
@@ -63,12 +76,12 @@ impl Engine {
         session
     }
 
-    /// Starts a keeper on this runtime for every session that has none: new ones, and those whose runtime has ended.
+    /// Starts a keeper on this runtime for every session that has none: new ones, and those whose runtime has ended or is not driven.
     pub(crate) fn keep_all(self: &Arc<Self>) {
         for session in self.sessions_mut().iter() {
-            if session.kept.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                // Owned by the session: ends when its lease is done.
-                tokio::spawn(Keeper::keep(Arc::clone(self), Arc::clone(session)));
+            if let Some(number) = session.take_over() {
+                // Owned by the session: ends when its lease is done, or another has taken over.
+                tokio::spawn(Keeper::keep(Arc::clone(self), Arc::clone(session), number));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! One lock that this process holds, as the guard, its witnesses and the keeper share it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -71,7 +71,10 @@ impl Grant {
     pub(crate) fn owed(&self) -> Owed {
         let pass = self.pass.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Not a loss, so nobody is told; but a witness that outlives its guard must not go on believing.
-        _ = self.loss.compare_exchange(0, code(Loss::Released), Ordering::AcqRel, Ordering::Acquire);
+        if self.loss.compare_exchange(0, code(Loss::Released), Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            // Work that is guarded by such a witness is to be dropped now.
+            self.lost.notify_waiters();
+        }
         let claim = Arc::clone(&self.claim);
         Owed { claim, pass, under_way: None, from: self.limits.release_from, unanswered: self.unanswered }
     }
@@ -79,6 +82,22 @@ impl Grant {
     /// Until when the lock is surely held, as far as is known now.
     pub(crate) fn valid_until(&self) -> Moment {
         self.session.believed_until().minus(self.limits.stop_before).min(self.limits.hold_until)
+    }
+
+    /// Until when a grant that is told of this loss now stays at the store, so that what runs under it has the time to stop that it
+    /// asked for; `None` when it is to be given back at once.
+    pub(crate) fn stops_until(&self, loss: Loss, now: Moment) -> Option<Moment> {
+        let until = match loss {
+            Loss::Expired => self.session.believed_until(),
+            Loss::HeldTooLong => self.limits.hold_until.plus(self.limits.stop_before),
+            _ => return None,
+        };
+        (now < until && !self.limits.stop_before.is_zero()).then_some(until)
+    }
+
+    /// Whether its loss was told.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told().is_some()
     }
 
     /// Why the lock is not held at this moment, if it is not. Looks at the deadline, not only at what was told.
@@ -99,8 +118,14 @@ impl Grant {
         if self.loss.compare_exchange(0, code(loss), Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
-        tracing::warn!(key = %self.claim.key, token = %self.token, owner = %self.claim.owner, reason = %loss, "lock lost");
+        let (key, token, owner) = (&self.claim.key, self.token, &self.claim.owner);
+        match loss {
+            Loss::Shutdown | Loss::HeldTooLong => tracing::info!(%key, %token, %owner, reason = %loss, "lock ended"),
+            _ => tracing::warn!(%key, %token, %owner, reason = %loss, "lock lost"),
+        }
         self.lost.notify_waiters();
+        // Either we see the token, or who makes it sees the loss.
+        fence(Ordering::SeqCst);
         if let Some(cancellation) = self.cancellation.get() {
             cancellation.cancel();
         }
@@ -108,6 +133,7 @@ impl Grant {
 
     /// Returns when the lock is lost, at once if it already is. Does not depend on the keeper: the deadline fires by itself.
     pub(crate) async fn lost(&self) -> Loss {
+        self.session.ensure_kept();
         loop {
             let told = self.lost.notified();
             tokio::pin!(told);
@@ -127,7 +153,9 @@ impl Grant {
     }
 
     pub(crate) fn cancellation(&self) -> CancellationToken {
+        self.session.ensure_kept();
         let token = self.cancellation.get_or_init(CancellationToken::new).clone();
+        fence(Ordering::SeqCst);
         if self.told().is_some_and(|loss| loss != Loss::Released) {
             token.cancel();
         }

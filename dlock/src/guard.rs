@@ -27,7 +27,7 @@ pub struct LockGuard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReleaseOutcome {
-    /// The lock was held, and is free now.
+    /// The lock was held when its release was asked for, and is free now.
     Released,
     /// The lock was not held any more: it was lost before. What the store may still have of it is given back in the background.
     NotHeld,

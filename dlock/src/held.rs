@@ -89,7 +89,8 @@ impl Held {
 
     /// A token that is cancelled when the lock is lost, to hand to code that knows nothing of locks.
     ///
-    /// It is not cancelled on release.
+    /// It is not cancelled on release. It is cancelled by the locker's task: if the runtime of that task has ended, make a token, or await
+    /// anything else of the lock, on the runtime that goes on.
     pub fn cancellation(&self) -> CancellationToken {
         self.grant.cancellation()
     }

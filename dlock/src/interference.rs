@@ -19,6 +19,7 @@ pub(crate) struct Audit {
     wanted: bool,
     not_before: Moment,
     failures: u32,
+    denied: bool,
     running: Option<Asked>,
 }
 
@@ -48,7 +49,13 @@ impl Audit {
         audited
     }
 
-    pub(crate) fn fail(&mut self, now: Moment, ttl: Duration) {
+    /// A missing permission is told once; whatever failed, it is tried again.
+    pub(crate) fn fail(&mut self, error: &BackendError, now: Moment, ttl: Duration) {
+        if error.kind() == ErrorKind::Denied && !std::mem::replace(&mut self.denied, true) {
+            tracing::warn!(%error, "held locks cannot be looked after: nobody will hear of a deleted or taken key");
+        } else {
+            tracing::debug!(%error, "audit failed, trying again");
+        }
         self.failures = (self.failures + 1).min(6);
         self.wanted = true;
         self.not_before = now.plus((Duration::from_millis(50) * (1 << self.failures)).min(ttl / 3));

@@ -4,10 +4,9 @@
 //! (see [`Engine::keep_all`](crate::engine::Engine::keep_all)).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use dlock_core::{
-    BackendError, Cause, ClaimId, Interference, LeaseAction, LeaseEvent, LeaseStep, Loss, Moment, Renewal, SessionId,
+    BackendError, Cause, ClaimId, ErrorKind, Interference, LeaseAction, LeaseEvent, LeaseStep, Loss, Moment, Renewal, SessionId,
     SessionRequest,
 };
 use futures_util::StreamExt;
@@ -24,10 +23,27 @@ use crate::undo::Undoing;
 pub(crate) struct Keeper {
     engine: Arc<Engine>,
     session: Arc<Session>,
-    call: Option<(LeaseAction, Moment, BoxFuture<'static, Heard>)>,
+    number: u64,
+    call: Option<Call>,
     undoing: FuturesUnordered<BoxFuture<'static, ()>>,
     audit: Audit,
     watches: Watches,
+    found: Option<Found>,
+}
+
+/// A call to the store for the lease, under way.
+struct Call {
+    action: LeaseAction,
+    until: Moment,
+    sent: Moment,
+    answer: BoxFuture<'static, Heard>,
+}
+
+/// What an audit found. It waits for a renewal that is sent later: if that finds the session gone, the session is the reason.
+struct Found {
+    asked: Moment,
+    at: Moment,
+    interferences: Vec<Interference>,
 }
 
 /// What became of a call to the store for the lease.
@@ -57,22 +73,25 @@ enum Woke {
 }
 
 impl Keeper {
-    /// Keeps a session until its lease is done. Marks it unkept when dropped.
-    pub(crate) async fn keep(engine: Arc<Engine>, session: Arc<Session>) {
-        let kept = Kept(Arc::clone(&session));
+    /// Keeps a session until its lease is done, or another keeper took over. Marks it unkept when dropped.
+    pub(crate) fn keep(engine: Arc<Engine>, session: Arc<Session>, number: u64) -> impl Future<Output = ()> + Send + 'static {
+        // Made before the task is: a task may be dropped before it is polled even once.
+        let kept = Kept(Arc::clone(&session), number);
         let (audit, watches) = (Audit::default(), Watches::default());
-        let keeper = Self { engine, session, call: None, undoing: FuturesUnordered::new(), audit, watches };
-        keeper.run().await;
-        drop(kept);
+        let undoing = FuturesUnordered::new();
+        let keeper = Self { engine, session, number, call: None, undoing, audit, watches, found: None };
+        async move {
+            keeper.run().await;
+            drop(kept);
+        }
     }
 
     async fn run(mut self) {
         let mut heard = Heard::event(LeaseEvent::Started);
-        loop {
-            if heard.event == LeaseEvent::Elapsed
-                && let Some(event) = self.session.ending_event()
-            {
-                heard.event = event;
+        let end = loop {
+            if heard.event == LeaseEvent::Elapsed {
+                let renewal_wanted = self.found.is_some().then_some(LeaseEvent::Disturbed);
+                heard.event = self.session.ending_event().or(renewal_wanted).unwrap_or(heard.event);
             }
             let Heard { event, opened, error } = heard;
             let step = self.session.step(event, opened, error);
@@ -80,13 +99,17 @@ impl Keeper {
                 LeaseStep::Do { action, until } => (action, until),
                 LeaseStep::Done(end) => {
                     tracing::debug!(?end, "session ended");
-                    break;
+                    break end;
                 }
             };
             if matches!(event, LeaseEvent::Renewed { .. }) {
                 self.audit.ask();
             }
             self.start(action, until);
+            if matches!(event, LeaseEvent::Renewed { .. }) && self.found.is_some() {
+                heard = Heard::event(LeaseEvent::Disturbed);
+                continue;
+            }
             if action == LeaseAction::Settle {
                 self.tell_all();
                 self.take_in();
@@ -99,27 +122,39 @@ impl Keeper {
             self.take_in();
             let next = self.audit.start(&self.session).min(self.watches.start(&self.session, action));
             let until = until.min(self.session.next_look()).min(next);
-            heard = match self.sleep(until).await {
+            self.session.promise(until);
+            let woke = self.sleep(until).await;
+            if !self.session.is_kept_by(self.number) {
+                // This runtime was not driven for long, and another keeper has taken over: what is under way here is handed back.
+                return;
+            }
+            heard = match woke {
                 Woke::Heard(heard) => {
-                    self.call = None;
+                    let call = self.call.take();
+                    let answered = heard.event != LeaseEvent::Failed(ErrorKind::Ambiguous);
+                    if heard.event != LeaseEvent::Gone {
+                        self.conclude(call.as_ref(), answered);
+                    }
                     heard
                 }
                 Woke::Audited(audited) => {
-                    self.judge(audited);
+                    self.note(audited);
                     Heard::event(LeaseEvent::Elapsed)
                 }
                 Woke::Disturbed(disturbance) => Heard::event(self.watches.returned(&self.session, disturbance, &mut self.audit)),
                 Woke::ToLook => Heard::event(LeaseEvent::Elapsed),
             };
-        }
+        };
         self.tell_all();
-        self.session.finish();
+        let call = self.call.take();
+        self.conclude(call.as_ref(), false);
+        self.session.finish(end);
         self.engine.forget(&self.session);
     }
 
     async fn sleep(&mut self, until: Moment) -> Woke {
         let clock = self.session.clock();
-        let call: OptionFuture<_> = self.call.as_mut().map(|(_, _, call)| call).into();
+        let call: OptionFuture<_> = self.call.as_mut().map(|call| &mut call.answer).into();
         tokio::select! {
             biased;
             Some(heard) = call => Woke::Heard(heard),
@@ -133,12 +168,17 @@ impl Keeper {
 
     /// Starts the call of an action, unless it is the one under way; drops any other.
     fn start(&mut self, action: LeaseAction, until: Moment) {
-        if self.call.as_ref().is_some_and(|(running, end, _)| (*running, *end) == (action, until)) {
+        if self.call.as_ref().is_some_and(|call| (call.action, call.until) == (action, until)) {
             return;
         }
+        let given_up = self.call.take();
+        if action != LeaseAction::Settle {
+            self.conclude(given_up.as_ref(), false);
+        }
+        let sent = self.session.clock().now();
         let backend = Arc::clone(&self.session.backend);
         let id = self.session.id();
-        let call: BoxFuture<'static, Heard> = match (action, id) {
+        let answer: BoxFuture<'static, Heard> = match (action, id) {
             (LeaseAction::Open, _) => {
                 let id = SessionId::from_bits(fastrand::u128(..));
                 let request = SessionRequest { id, ttl: self.session.ttl(), owner: Arc::clone(&self.engine.options.owner) };
@@ -164,12 +204,9 @@ impl Keeper {
                     Err(error) => Heard::failed(error),
                 }
             }),
-            _ => {
-                self.call = None;
-                return;
-            }
+            _ => return,
         };
-        self.call = Some((action, until, call));
+        self.call = Some(Call { action, until, sent, answer });
     }
 
     /// Takes releases out of the inbox and starts them.
@@ -206,7 +243,10 @@ impl Keeper {
         let now = self.session.clock().now();
         for grant in self.session.due(now) {
             if let Some(loss) = grant.loss(now) {
-                self.lose(grant.claim.id, loss);
+                let stops = grant.stops_until(loss, now).is_some_and(|until| now < self.session.linger(&grant, until));
+                if !stops {
+                    self.lose(grant.claim.id, loss);
+                }
             } else {
                 let held_for = now.saturating_since(grant.granted_at);
                 tracing::info!(key = %grant.claim.key, token = %grant.token, owner = %grant.claim.owner, ?held_for, "lock held for long");
@@ -214,14 +254,26 @@ impl Keeper {
         }
     }
 
-    fn judge(&mut self, Audited { asked, verdict }: Audited) {
-        let interferences = match verdict {
-            Ok(interferences) => interferences,
-            Err(error) => {
-                tracing::debug!(%error, "audit failed, trying again");
-                return self.audit.fail(self.session.clock().now(), self.session.ttl());
-            }
-        };
+    fn note(&mut self, Audited { asked, verdict }: Audited) {
+        let now = self.session.clock().now();
+        match verdict {
+            Ok(interferences) if interferences.is_empty() => {}
+            Ok(interferences) => self.found = Some(Found { asked, at: now, interferences }),
+            Err(error) => self.audit.fail(&error, now, self.session.ttl()),
+        }
+    }
+
+    /// A call for the lease is over. If it was a renewal that was sent after an audit found something, the session is not the reason.
+    fn conclude(&mut self, call: Option<&Call>, answered: bool) {
+        let Some(Call { action, sent, .. }) = call else { return };
+        if *action == LeaseAction::Open && !answered {
+            let lapses = self.session.ttl() * self.session.backend.capabilities().lapses_within_ttls;
+            self.engine.may_have_opened(self.session.clock().now().plus(lapses));
+        }
+        if *action != LeaseAction::Renew {
+            return;
+        }
+        let Some(Found { asked, interferences, .. }) = self.found.take_if(|found| found.at <= *sent) else { return };
         for Interference { claim, cause } in interferences {
             // Only what was granted before the question and is still held: a verdict says nothing of anything else.
             if self.session.grant_of(claim).is_some_and(|grant| grant.granted_at <= asked) {
@@ -236,10 +288,10 @@ impl Keeper {
 }
 
 /// Tells that nobody keeps the session any more, also when the task is dropped with its runtime.
-struct Kept(Arc<Session>);
+struct Kept(Arc<Session>, u64);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.0.kept.store(false, Ordering::Release);
+        self.0.unkept_by(self.1);
     }
 }

@@ -17,8 +17,9 @@ use crate::shutdown::{ShutdownReport, shut_down};
 /// The way to the locks of one store; cheap to clone, to be shared by the whole process.
 ///
 /// All locks of a locker share one session at the store. It is opened by the first acquisition and kept by a background task on the runtime
-/// of that call; if that runtime ends, the next awaited call starts the task again. When the last clone and the last
-/// guard are gone, what is held is given back and the session closed; [`shutdown`](Self::shutdown) does so at once and reports.
+/// of that call; if that runtime ends, or nobody drives it any more, the next awaited call of the locker or of a guard's release starts the
+/// task again on its own. When the last clone and the last guard are gone, what is held is given back and the session closed;
+/// [`shutdown`](Self::shutdown) does so at once and reports.
 #[derive(Clone)]
 pub struct Locker {
     handle: Arc<Handle>,

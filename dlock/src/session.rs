@@ -2,24 +2,27 @@
 //!
 //! Everyone may look and hand things in; only the session's [keeper](crate::keeper) steps its lease.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use dlock_core::{
-    Chance, Claim, ClaimId, FencingToken, Granted, Health, Lease, LeaseEvent, LeaseStep, LockBackend, Loss, Moment, SessionId,
+    Chance, Claim, ClaimId, FencingToken, Granted, Health, Lease, LeaseEnd, LeaseEvent, LeaseStep, LockBackend, Loss, Moment,
+    SessionId,
 };
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::Clock;
+use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::gate::Pass;
 use crate::grant::{Grant, HoldLimits};
 
 pub(crate) struct Session {
+    engine: Weak<Engine>,
     pub(crate) backend: Arc<dyn LockBackend>,
     clock: Clock,
     ttl: Duration,
@@ -32,8 +35,10 @@ pub(crate) struct Session {
     stage: watch::Sender<Stage>,
     /// Tells those who wait until nothing is held and nothing owed.
     pub(crate) quiet: Notify,
-    /// Whether a keeper task is alive.
-    pub(crate) kept: AtomicBool,
+    /// Which keeper keeps it, counted from one; zero while none does.
+    keeper: AtomicU64,
+    /// When that keeper is to be heard of again, in nanoseconds on the clock.
+    heard_by: AtomicU64,
 }
 
 /// What an acquisition must know of a session.
@@ -57,17 +62,25 @@ struct State {
     timers: BTreeSet<(Moment, ClaimId)>,
     /// The grants that want to be told ahead of the deadline.
     early: BTreeSet<(Duration, ClaimId)>,
+    /// The grants that were told so, and until when they stay.
+    lingering: BTreeMap<ClaimId, Moment>,
     /// What is to be released by the keeper.
     inbox: Vec<Owed>,
+    /// Releases that were given up for now: tried again while something else keeps the session alive.
+    given_up: Vec<Owed>,
     /// Releases handed in and not done.
     owed: usize,
-    /// The claims of grants that are being released.
-    releasing: BTreeSet<ClaimId>,
+    /// The grants that are being released.
+    releasing: BTreeMap<ClaimId, Arc<Grant>>,
     /// Acquisitions that may claim with this session.
     acquiring: usize,
+    /// How many keepers there have been.
+    keepers: u64,
     ending: Ending,
     /// A claim found the session unknown at the store.
     doubted: bool,
+    /// The locker is being shut down: nothing is granted any more.
+    refusing: bool,
     /// The lease is done: nothing is sent for this session any more.
     ended: bool,
 }
@@ -97,7 +110,16 @@ pub(crate) struct Owed {
 }
 
 impl Session {
-    pub(crate) fn new(backend: Arc<dyn LockBackend>, clock: Clock, ttl: Duration) -> Self {
+    /// How long after the promised moment a keeper counts as stuck on a runtime that nobody drives.
+    fn patience(&self) -> Duration {
+        (self.ttl / 12).max(Duration::from_millis(100))
+    }
+
+    pub(crate) fn new(engine: &Arc<Engine>) -> Self {
+        let (backend, clock, ttl) = (Arc::clone(&engine.backend), engine.clock, engine.options.ttl);
+        // A shutdown cancels before it looks at the sessions: either it sees this one, or this one sees it.
+        let refusing = engine.stopping.is_cancelled();
+        let ending = if refusing { Ending::Retired } else { Ending::Wanted };
         let lease = Lease::new(ttl, backend.capabilities().lapses_within_ttls);
         let state = State {
             lease,
@@ -105,15 +127,20 @@ impl Session {
             grants: HashMap::new(),
             timers: BTreeSet::new(),
             early: BTreeSet::new(),
+            lingering: BTreeMap::new(),
             inbox: Vec::new(),
+            given_up: Vec::new(),
             owed: 0,
-            releasing: BTreeSet::new(),
+            releasing: BTreeMap::new(),
             acquiring: 0,
-            ending: Ending::Wanted,
+            keepers: 0,
+            ending,
             doubted: false,
+            refusing,
             ended: false,
         };
         Self {
+            engine: Arc::downgrade(engine),
             backend,
             clock,
             ttl,
@@ -123,8 +150,49 @@ impl Session {
             wake: Notify::new(),
             quiet: Notify::new(),
             stage: watch::Sender::new(Stage::Opening { failures: 0, error: None }),
-            kept: AtomicBool::new(false),
+            keeper: AtomicU64::new(0),
+            heard_by: AtomicU64::new(0),
         }
+    }
+
+    /// Makes sure that somebody keeps the session: for calls that may come on another runtime than the keeper's.
+    pub(crate) fn ensure_kept(&self) {
+        if let Some(engine) = self.engine.upgrade()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            engine.keep_all();
+        }
+    }
+
+    /// Claims the session for a new keeper, if it has none or the one it has is not heard of any more; the number of the new one.
+    pub(crate) fn take_over(&self) -> Option<u64> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let present = self.keeper.load(Ordering::Acquire);
+        let heard_by = Moment::from_origin(Duration::from_nanos(self.heard_by.load(Ordering::Acquire)));
+        if state.ended || present != 0 && now < heard_by.plus(self.patience()) {
+            return None;
+        }
+        state.keepers += 1;
+        let number = state.keepers;
+        self.keeper.store(number, Ordering::Release);
+        self.promise(now);
+        Some(number)
+    }
+
+    /// Whether this keeper still is the one.
+    pub(crate) fn is_kept_by(&self, keeper: u64) -> bool {
+        self.keeper.load(Ordering::Acquire) == keeper
+    }
+
+    /// The keeper will be heard of again by then.
+    pub(crate) fn promise(&self, by: Moment) {
+        self.heard_by.store(by.since_origin().as_nanos() as u64, Ordering::Release);
+    }
+
+    /// The keeper is no more.
+    pub(crate) fn unkept_by(&self, keeper: u64) {
+        _ = self.keeper.compare_exchange(keeper, 0, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -188,7 +256,8 @@ impl Session {
         let mut state = self.state();
         let id = claim.id;
         let grant = Grant::new(claim, token, Arc::clone(self), now, limits, unanswered);
-        if self.loss.get().is_some() || now >= grant.valid_until() {
+        // Not the grant's own limits: whoever set them is told by the guard.
+        if state.refusing || self.loss.get().is_some() || now >= self.believed_until() {
             return Err(pass);
         }
         let grant = Arc::new(grant);
@@ -213,9 +282,32 @@ impl Session {
         state.timers.remove(&(grant.limits.hold_until, id));
         state.timers.remove(&(grant.limits.report_at, id));
         state.early.remove(&(grant.limits.stop_before, id));
+        if let Some(until) = state.lingering.remove(&id) {
+            state.timers.remove(&(until, id));
+        }
         state.owed += 1;
-        state.releasing.insert(id);
+        state.releasing.insert(id, Arc::clone(&grant));
         Some(grant)
+    }
+
+    /// A grant that was told of its loss ahead of time stays for as long as was said first, so that what runs under it has time to stop.
+    pub(crate) fn linger(&self, grant: &Grant, until: Moment) -> Moment {
+        let mut state = self.state();
+        let id = grant.claim.id;
+        if !state.grants.contains_key(&id) {
+            return Moment::ORIGIN;
+        }
+        state.early.remove(&(grant.limits.stop_before, id));
+        let until = *state.lingering.entry(id).or_insert(until);
+        state.timers.insert((until, id));
+        until
+    }
+
+    /// Grants nothing any more; what it holds, and what is being released.
+    pub(crate) fn refuse(&self) -> (Vec<Arc<Grant>>, Vec<Arc<Grant>>) {
+        let mut state = self.state();
+        state.refusing = true;
+        (state.grants.values().cloned().collect(), state.releasing.values().cloned().collect())
     }
 
     /// Counts a release in that was not a grant's.
@@ -229,14 +321,43 @@ impl Session {
         if state.ended {
             // Its claims ended with it, or lapse with nobody renewing them.
             state.owed -= 1;
-            state.releasing.remove(&owed.claim.id);
             drop(state);
             drop(owed);
+            self.quiet.notify_waiters();
             return;
         }
         state.inbox.push(owed);
         drop(state);
         self.wake.notify_one();
+    }
+
+    /// Counts a release out that the store did not answer for long. The gate opens; it is tried again every ttl for as long as
+    /// something else keeps the session alive.
+    pub(crate) fn give_up(&self, mut owed: Owed) {
+        let pass = owed.pass.take();
+        (owed.under_way, owed.from) = (None, self.clock.now().plus(self.ttl));
+        let mut state = self.state();
+        state.owed -= 1;
+        if !state.ended {
+            state.given_up.push(owed);
+        }
+        let quiet = state.owed == 0 && state.grants.is_empty();
+        drop((state, pass));
+        self.wake.notify_one();
+        if quiet {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    /// Takes what was given up and is due again into the inbox. Nothing if only that would keep the session alive: it is closed then.
+    fn try_again(&self, state: &mut State) {
+        if state.grants.is_empty() && state.acquiring == 0 {
+            return;
+        }
+        let now = self.clock.now();
+        let due: Vec<_> = state.given_up.extract_if(.., |owed| owed.from <= now).collect();
+        state.owed += due.len();
+        state.inbox.extend(due);
     }
 
     /// Counts a release out.
@@ -253,7 +374,9 @@ impl Session {
     }
 
     pub(crate) fn inbox(&self) -> Vec<Owed> {
-        std::mem::take(&mut self.state().inbox)
+        let mut state = self.state();
+        self.try_again(&mut state);
+        std::mem::take(&mut state.inbox)
     }
 
     /// The store did not know the session: no new claims with it, and its keeper asks at once.
@@ -288,14 +411,18 @@ impl Session {
         self.wake.notify_one();
     }
 
-    /// The lease is done. What was still to be released is ended or lapses.
-    pub(crate) fn finish(&self) {
+    /// The lease is done. What was still to be released ended with the session, or lapses.
+    pub(crate) fn finish(&self, end: LeaseEnd) {
         let mut state = self.state();
         state.ended = true;
-        let inbox = std::mem::take(&mut state.inbox);
+        let (inbox, given_up) = (std::mem::take(&mut state.inbox), std::mem::take(&mut state.given_up));
         state.owed -= inbox.len();
+        if end == LeaseEnd::Closed || self.clock.now() >= state.lease.lapses_at() {
+            state.releasing.clear();
+        }
         drop(state);
-        drop(inbox);
+        drop((inbox, given_up));
+        self.quiet.notify_waiters();
         self.stage.send_if_modified(|stage| {
             let open = matches!(stage, Stage::Opening { .. } | Stage::Ready(_));
             if open {
@@ -389,6 +516,9 @@ impl Session {
     pub(crate) fn next_look(&self) -> Moment {
         let state = self.state();
         let timer = state.timers.first().map_or(Moment::FAR_FUTURE, |(moment, _)| *moment);
+        let alive = !state.grants.is_empty() || state.acquiring > 0;
+        let again = state.given_up.iter().map(|owed| owed.from).min().filter(|_| alive);
+        let timer = timer.min(again.unwrap_or(Moment::FAR_FUTURE));
         match (state.lease.believed_until(), state.early.last()) {
             (Some(until), Some((stop_before, _))) => timer.min(until.minus(*stop_before)),
             _ => timer,
@@ -404,7 +534,7 @@ impl Session {
         {
             state.timers.pop_first();
             if let Some(grant) = state.grants.get(&id).cloned() {
-                if now < grant.limits.hold_until && grant.limits.hold_until != Moment::FAR_FUTURE {
+                if now < grant.limits.hold_until && grant.limits.hold_until != Moment::FAR_FUTURE && !grant.is_told() {
                     state.timers.insert((grant.limits.hold_until, id));
                 }
                 due.push(grant);
@@ -438,7 +568,7 @@ impl Session {
     /// Whether a claim is held or its release not answered.
     pub(crate) fn still_has(&self, id: ClaimId) -> bool {
         let state = self.state();
-        state.grants.contains_key(&id) || state.releasing.contains(&id)
+        state.grants.contains_key(&id) || state.releasing.contains_key(&id)
     }
 
     pub(crate) fn held(&self) -> usize {

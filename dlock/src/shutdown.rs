@@ -10,7 +10,7 @@ use crate::engine::Engine;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// The keys that were held when the shutdown began and were given back since.
+    /// The keys that were held or being given back when the shutdown began, and were given back since.
     pub given_back: Vec<Key>,
     /// The locks that are still at the store: their guards live, or their release was not answered.
     pub left: Vec<LeftBehind>,
@@ -44,10 +44,13 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
     engine.keep_all();
     let mut held = Vec::new();
     for session in engine.sessions() {
-        for grant in session.grants() {
+        // From here on it grants nothing, so nobody holds a lock who is not told.
+        let (granted, releasing) = session.refuse();
+        for grant in &granted {
             grant.lose(Loss::Shutdown);
-            held.push(grant);
         }
+        held.extend(granted);
+        held.extend(releasing);
     }
     // A lock whose guard lives is not given away under it: wait for the guards.
     for session in engine.sessions() {
@@ -65,31 +68,19 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
             }
         }
     }
-    let mut report = ShutdownReport::default();
-    let mut left = Vec::new();
     for session in engine.sessions() {
         if session.holds_nothing() {
             session.retire();
         } else {
-            left.push(session.clone());
             session.abandon();
         }
     }
-    for grant in held {
-        let unreleased = left.iter().any(|session| session.still_has(grant.claim.id));
-        if unreleased {
-            let lapses_within = grant.session.lapses_within();
-            report.left.push(LeftBehind { key: grant.claim.key.clone(), token: grant.token, lapses_within });
-        } else {
-            report.given_back.push(grant.claim.key.clone());
-        }
-    }
-    report.closed = loop {
+    let closed = loop {
         let forgotten = engine.forgotten.notified();
         tokio::pin!(forgotten);
         forgotten.as_mut().enable();
         if engine.sessions().is_empty() {
-            break left.is_empty();
+            break true;
         }
         tokio::select! {
             biased;
@@ -97,6 +88,16 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
             () = clock.sleep_until(deadline) => break false,
         }
     };
+    let mut report = ShutdownReport::default();
+    for grant in held {
+        if grant.session.still_has(grant.claim.id) {
+            let lapses_within = grant.session.lapses_within();
+            report.left.push(LeftBehind { key: grant.claim.key.clone(), token: grant.token, lapses_within });
+        } else {
+            report.given_back.push(grant.claim.key.clone());
+        }
+    }
+    report.closed = closed && report.left.is_empty() && !engine.may_have_unheard_sessions();
     if !report.is_clean() {
         tracing::warn!(left = report.left.len(), closed = report.closed, "shut down with something left at the store");
     }

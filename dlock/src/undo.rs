@@ -34,9 +34,14 @@ impl Undoing {
             tracing::warn!(key = %owed.claim.key, claim = %owed.claim.id, ?undone, "retiring the session of an unsure release");
             session.retire();
         }
-        let id = owed.claim.id;
-        drop(owed);
-        session.settled(id);
+        tracing::debug!(key = %owed.claim.key, claim = %owed.claim.id, ?undone, "given back");
+        if undone == Undone::GivenUp {
+            session.give_up(owed);
+        } else {
+            let id = owed.claim.id;
+            drop(owed);
+            session.settled(id);
+        }
         undone
     }
 

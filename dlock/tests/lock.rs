@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dlock::{InvalidOptions, LockError, Locker, Loss, ReleaseOutcome, RunError};
+use dlock::{ErrorKind, InvalidOptions, LockError, Locker, Loss, ReleaseOutcome, RunError};
 use dlock_testkit::memory::{Call, Memory};
 use support::{TTL, key, locker, pass, secs, stores};
 use tokio::task::JoinSet;
@@ -258,6 +258,90 @@ async fn stop_before_tells_ahead_of_the_deadline() {
         let gap = begun.elapsed().saturating_sub(early);
         assert!(gap >= Duration::from_millis(3_990) && gap < Duration::from_millis(4_010), "{gap:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_to_stop_of_hold_at_most_is_not_given_away() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").hold_at_most(secs(10)).stop_before(secs(3)).await.unwrap();
+        let begun = Instant::now();
+        let other = support::locker(&memory);
+        let waiter = tokio::spawn(async move {
+            let guard = other.lock("a").await.unwrap();
+            (Instant::now(), guard)
+        });
+        assert_eq!(guard.lost().await, Loss::HeldTooLong);
+        assert_eq!(begun.elapsed().as_secs(), 7);
+        let (at, _guard) = waiter.await.unwrap();
+        assert_eq!((at - begun).as_secs(), 10);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_to_stop_ahead_of_the_deadline_is_not_given_away() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").stop_before(secs(5)).await.unwrap();
+        let other = support::locker(&memory);
+        let waiter = tokio::spawn(async move {
+            let guard = other.lock("a").await.unwrap();
+            (Instant::now(), guard)
+        });
+        pass(secs(1)).await;
+        for _ in 0..100 {
+            memory.control().fail_next(Call::Renew, ErrorKind::Transient);
+        }
+        assert_eq!(guard.lost().await, Loss::Expired);
+        let told = Instant::now();
+        let (at, _guard) = waiter.await.unwrap();
+        assert!(at - told >= secs(4), "given to another {:?} after loss was told", at - told);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stops_early_gives_the_lock_back_early() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").hold_at_most(secs(10)).stop_before(secs(3)).await.unwrap();
+        guard.lost().await;
+        drop(guard);
+        pass(Duration::from_millis(10)).await;
+        assert!(memory.control().claims().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_tiny_hold_at_most_is_no_hot_loop() {
+    let memory = Memory::queue();
+    let locker = support::locker(&memory);
+    let guard = locker.lock("a").hold_at_most(Duration::from_nanos(1)).await.unwrap();
+    assert_eq!(guard.lost().await, Loss::HeldTooLong);
+    assert_eq!(memory.control().calls(Call::Claim), 1);
+}
+
+/// A locker whose session is believed for so short a time only that a `stop_before` of 5 s has come.
+async fn suspect() -> (Memory, Locker) {
+    let memory = Memory::slot();
+    let locker = support::locker(&memory);
+    locker.ready(secs(1)).await.unwrap();
+    for _ in 0..1000 {
+        memory.control().fail_next(Call::Renew, ErrorKind::Transient);
+    }
+    pass(secs(11)).await;
+    memory.control().reset_calls();
+    (memory, locker)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_of_a_suspect_session_is_granted_and_lost_at_once_to_who_needs_time() {
+    let (memory, locker) = suspect().await;
+    let guard = locker.lock("a").stop_before(secs(5)).await.unwrap();
+    assert_eq!(guard.lost().await, Loss::Expired);
+    assert_eq!(memory.control().calls(Call::Claim), 1, "asked in a loop");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_does_not_say_taken_of_what_nobody_else_holds() {
+    let (_memory, locker) = suspect().await;
+    assert!(locker.try_lock("a").stop_before(secs(5)).await.unwrap().is_some());
 }
 
 #[tokio::test(start_paused = true)]

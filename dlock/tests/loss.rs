@@ -286,7 +286,8 @@ async fn a_permission_lost_for_a_while_loses_nothing_and_one_never_given_is_told
 
         let other = support::locker(&memory);
         memory.control().fail_next(Call::Open, ErrorKind::Denied);
-        assert!(matches!(other.lock("b").await, Err(LockError::Store { .. })));
+        let Err(LockError::NoSession { cause: Some(cause) }) = other.lock("b").await else { panic!("granted") };
+        assert_eq!(cause.kind(), ErrorKind::Denied);
         assert!(other.lock("b").await.is_ok(), "the next one asks again");
     }
 }
@@ -414,5 +415,119 @@ async fn an_orphan_is_never_renewed_for_ever() {
         drop(other);
         pass(TTL * 4).await;
         assert_clean(&memory.control());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_whose_release_failed_for_longer_than_the_ttl_is_given_back_once_the_store_heals() {
+    for (memory, locker) in stores() {
+        let leader = locker.lock("leader").await.unwrap();
+        let guard = locker.lock("a").await.unwrap();
+        for _ in 0..40 {
+            memory.control().fail_next(Call::Release, ErrorKind::Denied);
+        }
+        drop(guard);
+        pass(secs(100)).await;
+        assert!(!memory.control().claims().iter().any(|(held, ..)| *held == key("a")), "still taken, by nobody");
+        assert_eq!(leader.check(), Ok(()));
+    }
+}
+
+#[test]
+fn a_keeper_dropped_before_its_first_poll_is_started_again() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let memory = Memory::queue();
+    let locker = support::locker(&memory);
+    let first = runtime();
+    first.block_on(async {
+        let mut lock = std::pin::pin!(locker.lock("a").into_future());
+        assert!(futures_util::poll!(&mut lock).is_pending());
+    });
+    drop(first);
+    let outcome = runtime().block_on(async { locker.lock("a").wait_at_most(secs(3)).await.map(drop) });
+    assert!(outcome.is_ok(), "{:?}", outcome.unwrap_err());
+}
+
+#[test]
+fn a_lock_is_kept_from_a_second_runtime_while_the_first_is_not_driven() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let memory = Memory::builder(Profile::Queue).build();
+    let locker = Locker::builder(memory.clone()).ttl(Duration::from_millis(600)).build().unwrap();
+    let (idle, driven) = (runtime(), runtime());
+    idle.block_on(async { locker.lock("a").await.unwrap().release().await.unwrap() });
+    driven.block_on(async {
+        // The keeper was promised to be heard of within a third of the ttl.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let guard = locker.lock("a").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(guard.check(), Ok(()));
+        guard.release().await.unwrap();
+    });
+    // The first keeper finds that it was replaced, and leaves the session alone.
+    idle.block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
+    driven.block_on(async { assert!(locker.try_lock("a").await.unwrap().is_some()) });
+}
+
+#[test]
+fn cancellation_fires_on_another_runtime_than_the_keepers() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let memory = Memory::queue();
+    let locker = Locker::builder(memory.clone()).ttl(Duration::from_millis(300)).build().unwrap();
+    let first = runtime();
+    let guard = first.block_on(locker.lock("a").into_future()).unwrap();
+    drop(first);
+    memory.control().outage(Some(Outage::Hanging));
+    runtime().block_on(async { guard.cancellation().cancelled().await });
+    assert!(guard.check().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_to_a_release_is_not_told_as_lost_before() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        memory.control().lose_reply_of_next(Call::Release);
+        assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ended_session_is_the_reason_even_if_the_audit_answers_before_the_renewal() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        pass(secs(1)).await;
+        memory.control().delay_next(Call::Renew, Duration::from_millis(200));
+        assert!(memory.control().expire_session_of(&key("a")));
+        assert_eq!(guard.lost().await, Loss::SessionGone);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_dies_while_waiting_is_replaced_and_the_lock_still_won() {
+    for (memory, locker) in stores() {
+        locker.ready(secs(1)).await.unwrap();
+        let ours = memory.control().sessions().remove(0);
+        let elsewhere = memory.control().hold_elsewhere(&key("a"), "other/1/x").unwrap();
+        let waiting = tokio::spawn(locker.lock("a").into_future());
+        pass(secs(1)).await;
+        assert!(memory.control().end_session(&ours));
+        pass(secs(10)).await;
+        assert!(!waiting.is_finished());
+        elsewhere.release();
+        pass(secs(1)).await;
+        assert_eq!(waiting.await.unwrap().unwrap().check(), Ok(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_guarded_by_a_witness_is_dropped_when_the_lock_is_given_back() {
+    for (_, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        let held = guard.held();
+        let work = tokio::spawn(async move { held.guarded(std::future::pending::<()>()).await });
+        pass(secs(1)).await;
+        guard.release().await.unwrap();
+        let begun = Instant::now();
+        assert_eq!(work.await.unwrap().unwrap_err().reason, Loss::Released);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }
