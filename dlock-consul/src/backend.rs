@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, Claim, ClaimId, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder,
-    Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Place, Published, Release, Renewal, Session, SessionId,
+    Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Place, Release, Renewal, Session, SessionId,
     SessionRequest, Standing, Woken,
 };
 
@@ -50,12 +50,12 @@ impl Consul {
         capabilities.limits = Limits { metadata_bytes: METADATA_BYTES, ..Limits::default() };
         capabilities.fences = true;
         capabilities.audits = true;
-        capabilities.watched_claims = Some(16);
         capabilities.amends = true;
         capabilities.lists = true;
         capabilities.tells_changes = true;
         capabilities.evicts = true;
         let watches = Watches::new(options.max_connections);
+        capabilities.watched_claims = Some(watches.watched_claims());
         let api = Api::new(options)?;
         Ok(Self { shared: Arc::new(Shared { api, capabilities, notes: Mutex::default(), watches }) })
     }
@@ -103,7 +103,7 @@ impl Shared {
         let _permit = self.watches.short.acquire().await;
         let reply = self.api.txn(asked, ops).await?;
         if let Err(errors) = &reply
-            && errors.iter().any(|error| error.what.contains("Permission denied"))
+            && errors.iter().any(|error| error.says("Permission denied"))
         {
             return Err(denied(asked, "Permission denied"));
         }
@@ -131,7 +131,7 @@ impl Shared {
                 Ok(Look::Free(Known::At(index)))
             }
             // The session alone does not make it ours: an earlier claim of the same session may still be there.
-            Some(holder) if holder == session.as_str() && carries(&entry, id) => Ok(Look::Ours { index }),
+            Some(holder) if holder == session.as_str() && entry.claim() == Some(id) => Ok(Look::Ours { index }),
             Some(_) => {
                 self.notes().forget(key);
                 Ok(Look::Taken { holder: Box::new(entry.holder()), index })
@@ -164,7 +164,7 @@ impl Shared {
                 return Err(error);
             }
         };
-        let says = |text: &str| errors.iter().any(|error| error.what.contains(text));
+        let says = |text: &str| errors.iter().any(|error| error.says(text));
         self.notes().drop_claim(claim.id);
         self.notes().forget(&claim.key);
         if says("invalid session") {
@@ -194,7 +194,8 @@ impl Shared {
         let key = claim.key.as_str();
         let asked = Asked { what: "undoing a claim", writes: true, needs: Needs::KeyWrite(key) };
         let value = entry.and_then(|entry| entry.value.clone()).unwrap_or_default();
-        let ops = [guard_op(key, guard), Op::lock(key, session, &value, LOCK_FLAGS), Op::unlock(key, session, &value, LOCK_FLAGS)];
+        // The value is put back by the unlock; sent twice, a large one would not fit into a transaction.
+        let ops = [guard_op(key, guard), Op::lock(key, session, "", LOCK_FLAGS), Op::unlock(key, session, &value, LOCK_FLAGS)];
         match self.txn(asked, &ops).await? {
             Ok(entries) => {
                 if let Some(entry) = entries.last() {
@@ -203,17 +204,19 @@ impl Shared {
                 Ok(true)
             }
             // Without its session no copy of the claim can apply either, and during a delay the leader lets none through.
-            Err(errors) => Ok(errors.iter().any(|error| error.what.contains("invalid session"))),
+            Err(errors) => Ok(errors.iter().any(|error| error.says("invalid session"))),
         }
     }
 
     /// Releases the key as it stands at `index`.
-    async fn unlock(&self, session: &SessionId, claim: &Claim, index: u64, value: &str) -> Result<bool, BackendError> {
+    async fn unlock(&self, session: &SessionId, claim: &Claim, index: u64, value: &str, flags: u64) -> Result<bool, BackendError> {
         let key = claim.key.as_str();
         let asked = Asked { what: "releasing the key", writes: true, needs: Needs::KeyWrite(key) };
-        let ops = [Op::check_index(key, index), Op::unlock(key, session, value, LOCK_FLAGS)];
+        let ops = [Op::check_index(key, index), Op::unlock(key, session, value, flags)];
         let Ok(entries) = self.txn(asked, &ops).await? else { return Ok(false) };
-        if let Some(entry) = entries.last() {
+        if let Some(entry) = entries.last()
+            && entry.is_lock()
+        {
             self.notes().learn(&claim.key, Known::At(entry.modify_index));
         }
         Ok(true)
@@ -230,20 +233,24 @@ impl Shared {
         let value = encode_value(&published);
         if let Some(ClaimState::Held { index, .. }) = state {
             self.notes().note(claim.id, session, ClaimState::Releasing);
-            if self.unlock(session, claim, index, &value).await? {
+            if self.unlock(session, claim, index, &value, LOCK_FLAGS).await? {
                 self.notes().drop_claim(claim.id);
                 return Ok(Release::Released);
             }
         }
+        // A plain write leaves a key to its session and takes the claim's id away: what was granted is still ours, unless another claim's
+        // id is there.
+        let granted = matches!(state, Some(ClaimState::Held { .. } | ClaimState::Releasing));
+        let ours = |entry: &Entry| entry.claim() == Some(claim.id) || granted && entry.claim().is_none();
         // A failed check proves nothing: read, and act on what is there.
         for _ in 0..3 {
             let entry = self.read(&claim.key).await?;
             let free_at = match &entry {
                 None => Some(Known::Absent),
                 Some(entry) if entry.holder_session().is_none() => Some(Known::At(entry.modify_index)),
-                Some(entry) if entry.holder_session() == Some(session.as_str()) && carries(entry, claim.id) => {
+                Some(entry) if entry.holder_session() == Some(session.as_str()) && ours(entry) => {
                     let value = entry.value.clone().unwrap_or_default();
-                    if self.unlock(session, claim, entry.modify_index, &value).await? {
+                    if self.unlock(session, claim, entry.modify_index, &value, entry.flags).await? {
                         self.notes().drop_claim(claim.id);
                         return Ok(Release::Released);
                     }
@@ -268,7 +275,7 @@ impl Shared {
             if fenced {
                 self.notes().drop_claim(claim.id);
                 // Our own release may have been applied without its answer: the value still tells whose grant was the last.
-                let ours = state == Some(ClaimState::Releasing) && entry.is_some_and(|entry| carries(&entry, claim.id));
+                let ours = state == Some(ClaimState::Releasing) && entry.is_some_and(|entry| entry.claim() == Some(claim.id));
                 return Ok(if ours { Release::Released } else { Release::NotHeld });
             }
         }
@@ -296,13 +303,6 @@ fn guard_op(key: &str, guard: Known) -> Op<'_> {
     match guard {
         Known::Absent => Op::check_not_exists(key),
         Known::At(index) => Op::check_index(key, index),
-    }
-}
-
-fn carries(entry: &Entry, id: ClaimId) -> bool {
-    match entry.published() {
-        Published::Metadata(metadata) => metadata.get(Metadata::CLAIM).is_some_and(|claim| claim.parse() == Ok(id)),
-        Published::Raw(_) => false,
     }
 }
 
@@ -344,12 +344,12 @@ impl LockBackend for Consul {
     async fn audit(&self, session: &SessionId, claims: &[Granted]) -> Result<Vec<Interference>, BackendError> {
         let mut found = Vec::new();
         for batch in claims.chunks(BATCH) {
-            let asked = Asked { what: "looking after held keys", writes: false, needs: Needs::KeyRead("") };
+            let asked = Asked { what: "looking after held keys", writes: false, needs: Needs::KeysRead };
             let ops: Vec<_> = batch.iter().map(|granted| Op::check_session(granted.claim.key.as_str(), session)).collect();
             let Err(errors) = self.shared.txn(asked, &ops).await? else { continue };
             for error in errors {
                 let Some(granted) = batch.get(error.op_index) else { continue };
-                let gone = error.what.contains("doesn't exist");
+                let gone = error.says("doesn't exist");
                 let cause = if gone { Cause::KeyDeleted } else { Cause::TakenOver };
                 found.push(Interference { claim: granted.claim.id, cause });
             }
@@ -371,7 +371,7 @@ impl LockBackend for Consul {
         let unanswered = shared.notes().claim(claim.id).is_some();
         let (known, guess) = {
             let notes = shared.notes();
-            (notes.key(&claim.key), notes.guess())
+            (notes.key(&claim.key), notes.guess(&claim.key))
         };
         let mut guard = if unanswered { None } else { known.or(guess) };
         let met = known.is_some();
@@ -386,7 +386,7 @@ impl LockBackend for Consul {
             }
             let look = shared.look(session, &claim.key, claim.id).await?;
             if !met {
-                shared.notes().met(!matches!(look, Look::Free(Known::Absent)));
+                shared.notes().met(&claim.key, !matches!(look, Look::Free(Known::Absent)));
             }
             match look {
                 Look::Ours { index } => return Ok(Standing::Held { token: shared.granted(session, claim, index)? }),
@@ -399,12 +399,14 @@ impl LockBackend for Consul {
         Err(BackendError::new(ErrorKind::Transient, "claiming the key: others were faster again and again"))
     }
 
-    async fn wait(&self, _: &SessionId, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
+    async fn wait(&self, session: &SessionId, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
         let (entry, index) = shared.watches.wait(&shared.api, &claim.key, Some(cursor.0)).await?;
         // An index that went back says nothing of what came in between: look anew.
         let cursor = Cursor(if index < cursor.0 { 0 } else { index });
         let hint = match entry {
+            // A late copy of this claim was applied: claiming again finds that out.
+            Some(entry) if entry.holder_session() == Some(session.as_str()) && entry.claim() == Some(claim.id) => Hint::MaybeFree,
             Some(entry) if entry.holder_session().is_some() => Hint::StillHeld { holder: Some(entry.holder()) },
             Some(entry) if entry.is_lock() => {
                 shared.notes().learn(&claim.key, Known::At(entry.modify_index));

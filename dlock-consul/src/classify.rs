@@ -23,6 +23,8 @@ pub(crate) enum Needs<'a> {
     SessionRead,
     KeyWrite(&'a str),
     KeyRead(&'a str),
+    /// Of many keys at once.
+    KeysRead,
 }
 
 impl Needs<'_> {
@@ -33,6 +35,7 @@ impl Needs<'_> {
             }
             Self::SessionRead => r#"session_prefix "" { policy = "read" }"#.to_owned(),
             Self::KeyWrite(key) => format!(r#"key "{key}" {{ policy = "write" }}"#),
+            Self::KeysRead => r#"key_prefix "<prefix>" { policy = "read" } with the prefix of the locked keys"#.to_owned(),
             Self::KeyRead(key) => format!(r#"key "{key}" {{ policy = "read" }}"#),
         }
     }

@@ -13,6 +13,8 @@ use url::Url;
 #[derive(Clone)]
 pub struct ConsulOptions {
     pub(crate) address: Address,
+    /// Whether an address without TLS is spoken to over TLS.
+    pub(crate) tls: bool,
     pub(crate) token: Option<String>,
     pub(crate) basic_auth: Option<(String, String)>,
     pub(crate) ca_certificate: Option<PathBuf>,
@@ -33,6 +35,7 @@ impl Default for ConsulOptions {
     fn default() -> Self {
         Self {
             address: Address::Http(Url::parse(Self::DEFAULT_URL).expect("the default address is a URL")),
+            tls: false,
             token: None,
             basic_auth: None,
             ca_certificate: None,
@@ -67,6 +70,15 @@ impl ConsulOptions {
     }
 
     pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let options = Self::but_address(&lookup)?;
+        match lookup("CONSUL_HTTP_ADDR").filter(|address| !address.is_empty()) {
+            Some(address) => options.address(&address),
+            None => Ok(options),
+        }
+    }
+
+    /// All that the environment says, except where Consul is.
+    fn but_address(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
         let mut options = Self::default();
         for name in UNSUPPORTED {
@@ -74,14 +86,8 @@ impl ConsulOptions {
                 return Err(ConfigError::Unsupported { name });
             }
         }
-        if let Some(address) = get("CONSUL_HTTP_ADDR") {
-            options = options.address(&address)?;
-        }
-        if switch("CONSUL_HTTP_SSL", &get)? == Some(true)
-            && let Address::Http(url) = &mut options.address
-        {
-            _ = url.set_scheme("https");
-        }
+        options.tls = switch("CONSUL_HTTP_SSL", &get)?.unwrap_or(false);
+        options = options.over_tls();
         if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", &get)? {
             options.verify = verify;
         }
@@ -98,9 +104,10 @@ impl ConsulOptions {
     }
 
     /// Options from the environment, with the address from a URL: `consul://host:port`, `consul+https://host:port` or
-    /// `consul+unix:///path`.
+    /// `consul+unix:///path`. Without a port it is 8500, over TLS 8501. `CONSUL_HTTP_ADDR` is not looked at; `CONSUL_HTTP_SSL` turns
+    /// `consul://` into TLS as well.
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
-        Self::from_env()?.at_url(url)
+        Self::but_address(|name| std::env::var(name).ok())?.at_url(url)
     }
 
     pub(crate) fn at_url(self, url: &str) -> Result<Self, ConfigError> {
@@ -110,13 +117,19 @@ impl ConsulOptions {
             Some(("consul+unix", rest)) => format!("unix://{rest}"),
             _ => return Err(ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }),
         };
-        self.address(&address).map_err(|error| match error {
+        let mut options = self.address(&address).map_err(|error| match error {
             ConfigError::Address { reason: NO_URL | NO_HOST, .. } => {
                 ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }
             }
             ConfigError::Address { reason, .. } => ConfigError::Address { address: redacted(url), reason },
             other => other,
-        })
+        })?;
+        // As it was given: a parsed address does not tell its scheme's own port from none.
+        let given = Url::parse(url).ok().and_then(|url| url.port());
+        if let (None, Address::Http(address)) = (given, &mut options.address) {
+            _ = address.set_port(Some(if address.scheme() == "https" { 8501 } else { 8500 }));
+        }
+        Ok(options)
     }
 
     /// The agent's address: `host:port`, `http://host:port`, `https://host:port` or `unix:///path`. Defaults to `127.0.0.1:8500`.
@@ -144,7 +157,15 @@ impl ConsulOptions {
             return Err(refuse("it must end after the port"));
         }
         self.address = Address::Http(url);
-        Ok(self)
+        Ok(self.over_tls())
+    }
+
+    /// Once TLS is asked for, no address is spoken to without.
+    fn over_tls(mut self) -> Self {
+        if let (true, Address::Http(url)) = (self.tls, &mut self.address) {
+            _ = url.set_scheme("https");
+        }
+        self
     }
 
     /// The ACL token to send. Defaults to none, which is Consul's anonymous token.
@@ -247,13 +268,11 @@ fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<O
     }
 }
 
-/// The address without what might be a secret in it.
+/// The address without what might be a secret in it. A password may hold anything, so all that comes before the last `@` goes first.
 fn redacted(address: &str) -> String {
-    let place = address.split(['?', '#']).next().unwrap_or_default();
-    match place.rsplit_once('@') {
-        Some((_, host)) => format!("…@{host}"),
-        None => place.to_owned(),
-    }
+    let (hidden, place) = address.rsplit_once('@').map_or(("", address), |(_, host)| ("…@", host));
+    let place = place.split(['?', '#']).next().unwrap_or_default();
+    format!("{hidden}{place}")
 }
 
 /// Why a configuration cannot be used.
@@ -341,6 +360,39 @@ mod tests {
     }
 
     #[test]
+    fn once_tls_is_asked_for_no_address_goes_without() {
+        for address in ["consul:8501", "http://consul:8501"] {
+            let options = from(&[("CONSUL_HTTP_SSL", "1"), ("CONSUL_HTTP_ADDR", address)]).unwrap();
+            assert_eq!(options.address.to_string(), "https://consul:8501");
+        }
+        let options = from(&[("CONSUL_HTTP_SSL", "1")]).unwrap();
+        assert_eq!(options.address.to_string(), "https://127.0.0.1:8500");
+        assert_eq!(options.clone().address("http://other:1").unwrap().address.to_string(), "https://other:1");
+        assert_eq!(options.clone().at_url("consul://other:1").unwrap().address.to_string(), "https://other:1");
+        assert_eq!(options.address("unix:///run/consul.sock").unwrap().address.to_string(), "unix:///run/consul.sock");
+    }
+
+    #[test]
+    fn a_url_without_a_port_means_consuls_own() {
+        for (url, read) in [
+            ("consul://localhost", "http://localhost:8500"),
+            ("consul://localhost/", "http://localhost:8500"),
+            ("consul://localhost:80", "http://localhost"),
+            ("consul+https://localhost", "https://localhost:8501"),
+            ("consul+unix:///run/consul.sock", "unix:///run/consul.sock"),
+        ] {
+            assert_eq!(ConsulOptions::new().at_url(url).unwrap().address.to_string(), read, "{url}");
+        }
+    }
+
+    #[test]
+    fn token_and_authorities_come_from_the_environment() {
+        let options = from(&[("CONSUL_HTTP_TOKEN", "plain"), ("CONSUL_CACERT", "/etc/ca.pem")]).unwrap();
+        assert_eq!(options.token.as_deref(), Some("plain"));
+        assert_eq!(options.ca_certificate.as_deref(), Some(Path::new("/etc/ca.pem")));
+    }
+
+    #[test]
     fn bad_addresses_say_what_would_be_right_and_hide_secrets() {
         for (given, hint) in [
             ("tcp://x:1", "scheme must be"),
@@ -348,6 +400,8 @@ mod tests {
             ("unix://relative", "absolute path"),
             ("http://x:1/prefix", "end after the port"),
             ("http://", "http://127.0.0.1:8500"),
+            ("http://u:hunter2/x@h:1", "http://127.0.0.1:8500"),
+            ("http://u:hunter2#x@h:1", "http://127.0.0.1:8500"),
         ] {
             let error = from(&[("CONSUL_HTTP_ADDR", given)]).unwrap_err().to_string();
             assert!(error.contains(hint) && !error.contains("hunter2"), "{given}: {error}");

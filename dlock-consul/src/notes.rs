@@ -12,8 +12,9 @@ pub(crate) struct Notes {
     /// Claims of which a copy that was guarded by the key's absence was never answered, with their sessions. If somebody deletes the
     /// key, that copy can still apply.
     unfenced: HashMap<ClaimId, SessionId>,
-    /// The last key that was met for the first time did not exist, so the next is claimed without looking first.
-    blind: bool,
+    /// By the part before its last segment: whether the key that was met last for the first time did not exist. The next is then claimed
+    /// without looking first.
+    absent: HashMap<String, bool>,
 }
 
 /// The last known state of a key that was free, or that we held.
@@ -51,13 +52,16 @@ impl Notes {
     }
 
     /// What to expect of a key that was never met.
-    pub(crate) fn guess(&self) -> Option<Known> {
-        self.blind.then_some(Known::Absent)
+    pub(crate) fn guess(&self, key: &Key) -> Option<Known> {
+        self.absent.get(parent(key)).copied().unwrap_or(false).then_some(Known::Absent)
     }
 
     /// A key that was never met turned out to exist, or not to.
-    pub(crate) fn met(&mut self, exists: bool) {
-        self.blind = !exists;
+    pub(crate) fn met(&mut self, key: &Key, exists: bool) {
+        if self.absent.len() >= Self::MOST_KEYS {
+            self.absent.clear();
+        }
+        self.absent.insert(parent(key).to_owned(), !exists);
     }
 
     pub(crate) fn learn(&mut self, key: &Key, known: Known) {
@@ -114,18 +118,25 @@ impl Notes {
     }
 }
 
+/// All but the last segment: keys beside one another are mostly made alike.
+fn parent(key: &Key) -> &str {
+    key.as_str().rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_was_met_last_is_expected_next() {
+    fn what_was_met_last_is_expected_next_beside_it() {
         let mut notes = Notes::default();
-        assert_eq!(notes.guess(), None);
-        notes.met(false);
-        assert_eq!(notes.guess(), Some(Known::Absent));
-        notes.met(true);
-        assert_eq!(notes.guess(), None);
+        let (order, cron) = (Key::new("orders/42").unwrap(), Key::new("cron/nightly").unwrap());
+        assert_eq!(notes.guess(&order), None);
+        notes.met(&order, false);
+        assert_eq!(notes.guess(&Key::new("orders/43").unwrap()), Some(Known::Absent));
+        assert_eq!(notes.guess(&cron), None);
+        notes.met(&order, true);
+        assert_eq!(notes.guess(&order), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use dlock_core::{BackendError, Key};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
 use crate::api::Api;
-use crate::classify::{Asked, Needs};
+use crate::classify::{Asked, Needs, denied};
 use crate::wire::{Entry, Op};
 
 /// The connections that waiting requests may use, and the reads that the others share.
@@ -48,6 +48,11 @@ impl Watches {
         }
     }
 
+    /// How many held keys can be watched beside the session.
+    pub(crate) fn watched_claims(&self) -> usize {
+        self.disturbances.available_permits() - 1
+    }
+
     /// The key once its index is greater than `index`, or it is gone; on a connection of its own if one is left.
     pub(crate) async fn wait(&self, api: &Api, key: &Key, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
         match self.waits.try_acquire() {
@@ -67,14 +72,17 @@ impl SharedReads {
     async fn wait(&self, all: &Watches, api: &Api, key: &Key, index: u64) -> Result<(Option<Entry>, u64), BackendError> {
         let _wanted = Wanted::new(self, key);
         let mut seen = self.seen.subscribe();
+        let mut fresh = false;
         loop {
-            if let Some(found) = seen.borrow_and_update().get(key) {
+            // What was read before this wait began says nothing of it.
+            if let Some(found) = seen.borrow_and_update().get(key).filter(|_| fresh) {
                 match found {
                     None => return Ok((None, index)),
                     Some(entry) if entry.modify_index != index => return Ok((Some(entry.clone()), entry.modify_index)),
                     Some(_) => {}
                 }
             }
+            fresh = true;
             tokio::select! {
                 biased;
                 _ = seen.changed() => {}
@@ -94,10 +102,15 @@ impl SharedReads {
         while !keys.is_empty() {
             let batch: Vec<Key> = keys.drain(..keys.len().min(Self::BATCH)).collect();
             let ops: Vec<Op<'_>> = batch.iter().map(|key| Op::get(key.as_str())).collect();
-            let asked = Asked { what: "waiting for keys", writes: false, needs: Needs::KeyRead("") };
+            let asked = Asked { what: "waiting for keys", writes: false, needs: Needs::KeysRead };
             let permit = all.short.acquire().await;
             let reply = api.txn(asked, &ops).await?;
             drop(permit);
+            if let Err(errors) = &reply
+                && errors.iter().any(|error| error.says("Permission denied"))
+            {
+                return Err(denied(asked, "Permission denied"));
+            }
             match reply {
                 Ok(results) => {
                     let entries = results.into_iter().filter_map(|result| Some((Key::new(&result.kv.key).ok()?, Some(result.kv))));

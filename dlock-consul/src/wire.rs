@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use dlock_core::{FencingToken, Holder, Metadata, Published, SessionId};
+use dlock_core::{ClaimId, FencingToken, Holder, Metadata, Published, SessionId};
 use serde::{Deserialize, Serialize};
 
 /// The flags by which Go's `api.Lock` knows a lock; ours are the same, so that both exclude one another.
@@ -123,6 +123,13 @@ pub(crate) struct TxnError {
     pub(crate) what: String,
 }
 
+impl TxnError {
+    /// Whether it says this, at its start or its end. The name of the key stands in the middle of most texts and may be anything.
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.what.starts_with(text) || self.what.ends_with(text)
+    }
+}
+
 /// A key as Consul shows it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -141,6 +148,11 @@ impl Entry {
     /// The session that holds it; a free key has no such field.
     pub(crate) fn holder_session(&self) -> Option<&str> {
         self.session.as_deref().filter(|session| !session.is_empty())
+    }
+
+    /// The claim that its value carries, if it is one of dlock's.
+    pub(crate) fn claim(&self) -> Option<ClaimId> {
+        self.published().metadata()?.get(Metadata::CLAIM)?.parse().ok()
     }
 
     /// Whether the key can be a lock of ours or of Go's.

@@ -13,8 +13,8 @@ use crate::{
 /// A store of locks, as the machines see it.
 ///
 /// # Contract
-/// A backend translates: one call is one attempt at an answer. It holds no retry loop and no timer of its own; core decides when
-/// to ask again, and drops a call's future when its limit has passed. Two nouns: a **session** is the liveness of one client, a
+/// A backend translates: one call is one attempt at an answer. It may look at the store again within a call, a bounded number of times, but
+/// holds no retry loop and no timer of its own; core decides when to ask again, and drops a call's future when its limit has passed. Two nouns: a **session** is the liveness of one client, a
 /// **claim** is one acquisition's place in the contention for one key.
 ///
 /// - **Every future may be dropped at any point.** What its request does at the store afterwards is found out or undone by id.

@@ -1,90 +1,39 @@
 //! The locker on a real Consul, with a fault proxy in between: costs, silence, interference, lost replies, dropped futures, peers.
 #![allow(missing_docs)]
 
-use std::future::{Future, IntoFuture};
+mod support;
+
+use std::future::IntoFuture;
 use std::pin::pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use dlock::{LockError, LockGuard, Locker, Loss, ReleaseOutcome};
-use dlock_consul::{Consul, ConsulOptions};
-use dlock_core::TtlRange;
+use dlock::{LockError, LockGuard, Loss, ReleaseOutcome};
 use dlock_testkit::proxy::{Fault, FaultProxy, Matching};
 use dlock_testkit::servers::{ConsulAgent, ConsulCluster, http};
+use support::{LONG, at, bench, claims, get, holder, locker, put, txns, within};
 use tokio::task::JoinSet;
-
-struct Bench {
-    agent: ConsulAgent,
-    proxy: FaultProxy,
-    locker: Locker,
-}
-
-async fn bench(ttl: Duration) -> Bench {
-    let agent = ConsulAgent::start().await.unwrap();
-    let proxy = FaultProxy::start(agent.address()).await.unwrap();
-    let locker = locker(&proxy, ttl);
-    locker.ready(Duration::from_secs(5)).await.unwrap();
-    Bench { agent, proxy, locker }
-}
-
-fn locker(proxy: &FaultProxy, ttl: Duration) -> Locker {
-    at(&proxy.address().to_string(), ttl)
-}
-
-fn at(address: &str, ttl: Duration) -> Locker {
-    let range = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
-    let options = ConsulOptions::new().address(address).unwrap().ttl_range(range);
-    Locker::builder(Consul::new(options).unwrap()).ttl(ttl).name("live").build().unwrap()
-}
-
-fn txns() -> Matching {
-    Matching::any().path("/v1/txn")
-}
-
-fn claims() -> Matching {
-    txns().body("\"lock\"")
-}
-
-async fn get(agent: &ConsulAgent, path: &str) -> String {
-    http(agent.address(), "GET", path, &[], "").await.unwrap().body
-}
-
-async fn put(agent: &ConsulAgent, path: &str, body: &str) -> String {
-    http(agent.address(), "PUT", path, &[], body).await.unwrap().body
-}
-
-/// Which session holds a key, asked of the agent itself.
-async fn holder(agent: &ConsulAgent, key: &str) -> Option<String> {
-    let body = get(agent, &format!("/v1/kv/{key}?consistent")).await;
-    let (_, rest) = body.split_once("\"Session\": \"").or_else(|| body.split_once("\"Session\":\""))?;
-    rest.split('"').next().map(str::to_owned)
-}
-
-/// Waits until something becomes so, and fails when it does not within the limit.
-async fn within<F: Future<Output = bool>>(limit: Duration, what: &str, mut so: impl FnMut() -> F) {
-    let began = Instant::now();
-    while !so().await {
-        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_lock_and_its_release_cost_two_requests_and_three_at_the_first_meeting() {
     let bench = bench(LONG).await;
-    bench.locker.lock("first").await.unwrap().release().await.unwrap();
-    for key in ["absent", "absent"] {
-        bench.proxy.reset();
-        bench.locker.lock(key).await.unwrap().release().await.unwrap();
-        assert_eq!(bench.proxy.requests().len(), 2, "{:?}", bench.proxy.requests());
-    }
     let other = locker(&bench.proxy, LONG);
     other.ready(Duration::from_secs(5)).await.unwrap();
-    bench.proxy.reset();
-    other.lock("absent").await.unwrap().release().await.unwrap();
-    assert_eq!(bench.proxy.requests().len(), 3, "{:?}", bench.proxy.requests());
+    // What is to be expected of a key that was never met is learnt from the last one beside it: a wrong guess costs a request.
+    for (locker, key, cost, why) in [
+        (&bench.locker, "jobs/a", 3, "nothing is known of its neighbours, so it is looked at first"),
+        (&bench.locker, "jobs/b", 2, "absent, as the last one was"),
+        (&bench.locker, "jobs/b", 2, "its last index is known"),
+        (&other, "jobs/a", 3, "it exists, and is met for the first time"),
+        (&other, "jobs/b", 3, "it exists, as the last one did"),
+        (&other, "jobs/c", 3, "absent, unlike the last one"),
+        (&other, "cron/a", 3, "nothing is known of its neighbours"),
+        (&bench.locker, "jobs/c", 4, "it exists, unlike the last one"),
+    ] {
+        bench.proxy.reset();
+        locker.lock(key).await.unwrap().release().await.unwrap();
+        assert_eq!(bench.proxy.requests().len(), cost, "{key}: {why}: {:?}", bench.proxy.requests());
+    }
 }
 
 #[tokio::test]
@@ -217,6 +166,7 @@ async fn an_agent_that_fails_for_less_than_the_deadline_loses_nothing() {
     let guard = bench.locker.lock("k").await.unwrap();
     bench.proxy.all(Matching::any(), Fault::Answer(500, "No cluster leader".to_owned()));
     tokio::time::sleep(ttl * 5 / 10).await;
+    assert!(bench.proxy.count(&Matching::any().path("/v1/session/renew")) > 0, "no renewal failed");
     bench.proxy.clear();
     tokio::time::sleep(ttl * 2).await;
     assert_eq!(guard.check(), Ok(()));
@@ -234,13 +184,14 @@ async fn a_lost_reply_is_found_out_or_undone() {
     ] {
         let agent = ConsulAgent::start().await.unwrap();
         let proxy = FaultProxy::start(agent.address()).await.unwrap();
-        proxy.next(matching, Fault::DropResponse);
+        proxy.next(matching.clone(), Fault::DropResponse);
         let locker = locker(&proxy, ttl);
         let guard = locker.lock("k").await.unwrap();
         tokio::time::sleep(ttl / 2).await;
         assert_eq!(guard.check(), Ok(()), "{what}");
         assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released), "{what}");
         assert_eq!(holder(&agent, "k").await, None, "{what}");
+        assert!(proxy.count(&matching) > 0, "{what}: nothing was lost");
         // An orphaned session is not renewed: it is gone after twice its ttl at the latest. One that carried an unanswered claim of an
         // absent key, which no release can fence against a deletion, is closed too.
         let left = usize::from(what != "claim");
@@ -301,29 +252,41 @@ async fn a_late_release_never_frees_a_successor() {
 
 #[tokio::test]
 async fn an_acquisition_dropped_at_any_poll_leaves_no_claim() {
-    let bench = bench(LONG).await;
-    for polls in 1..=24 {
-        let key = format!("dropped-{polls}");
-        // The first polls of each key hit every step of a first meeting; the proxy slows them down so that drops fall in between.
-        bench.proxy.next(Matching::any().path(&format!("/v1/kv/{key}")), Fault::Delay(Duration::from_millis(5)));
-        bench.proxy.next(claims(), Fault::Delay(Duration::from_millis(5)));
-        {
-            let mut future = pin!(bench.locker.lock(&key).into_future());
-            for _ in 0..polls {
-                if futures_util::poll!(&mut future).is_ready() {
-                    break;
+    let agent = ConsulAgent::start().await.unwrap();
+    let elsewhere = at(&agent.address().to_string(), LONG);
+    let mut finished = [false; 2];
+    for (contended, finished) in finished.iter_mut().enumerate() {
+        // Until a whole acquisition, from the opening of the session on, was polled to its end.
+        for polls in 1..=200 {
+            let proxy = FaultProxy::start(agent.address()).await.unwrap();
+            let locker = locker(&proxy, LONG);
+            let key = format!("dropped/{contended}/{polls}");
+            let mut theirs = if contended == 1 { Some(elsewhere.lock(&key).await.unwrap()) } else { None };
+            {
+                let mut future = pin!(locker.lock(&key).into_future());
+                for poll in 0..polls {
+                    if futures_util::poll!(&mut future).is_ready() {
+                        *finished = true;
+                        break;
+                    }
+                    // Given back while we wait: the grant may come at any poll from here on.
+                    if poll == polls / 2 {
+                        theirs = None;
+                    }
+                    tokio::time::sleep(Duration::from_micros(500)).await;
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(theirs);
+            within(Duration::from_secs(2), &key, async || proxy.open_requests() <= 1 && holder(&agent, &key).await.is_none()).await;
+            // And it can be had again, so that its gate is open too.
+            locker.lock(&key).wait_at_most(Duration::from_secs(5)).await.unwrap().release().await.unwrap();
+            assert!(locker.shutdown(Duration::from_secs(5)).await.is_clean());
+            if *finished {
+                break;
             }
         }
-        bench.proxy.clear();
-        within(Duration::from_secs(2), &key, async || {
-            bench.proxy.open_requests() == 0 && holder(&bench.agent, &key).await.is_none()
-        })
-        .await;
-        // And it can be had again, so that its gate is open too.
-        bench.locker.lock(&key).wait_at_most(Duration::from_secs(5)).await.unwrap().release().await.unwrap();
     }
+    assert_eq!(finished, [true; 2], "never polled to the end");
 }
 
 #[tokio::test]
@@ -365,6 +328,8 @@ async fn consuls_own_lock_command_and_ours_never_overlap() {
     let guard = locker.lock("jobs/.lock").await.unwrap();
     let touch = format!("echo held > {}; sleep 1; rm {}", marker.display(), marker.display());
     let mut theirs = agent.command().args(["lock", "jobs", &touch]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let contends = async || get(&agent, "/v1/session/list").await.contains("Consul lock for");
+    within(Duration::from_secs(20), "theirs contends", contends).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!marker.exists(), "both hold it");
     guard.release().await.unwrap();

@@ -49,7 +49,8 @@
 //!
 //! # Choosing a store
 //!
-//! By URL with [`connect`] or [`builder`], among the backends that are compiled in; or with a [`LockBackend`] value and [`Locker::new`].
+//! By URL with [`connect`] or [`builder`], among the backends that are compiled in; or with a [`LockBackend`] value, such as
+//! `Consul::from_env()?`, and [`Locker::new`].
 //!
 //! | feature | backend | URL |
 //! |---|---|---|
@@ -83,10 +84,14 @@ mod shutdown;
 mod undo;
 
 pub use connect::{ConnectError, backend, builder, connect};
+#[cfg(feature = "consul")]
+pub use dlock_consul::{ConfigError, Consul, ConsulOptions};
 pub use dlock_core::{
-    BackendError, Capabilities, ClaimId, ErrorKind, FencingToken, Holder, Inspection, InvalidKey, Key, LockBackend, Loss, Metadata,
-    Published, RetryPolicy,
+    BackendError, Capabilities, ClaimId, ErrorKind, FencingToken, Holder, Inspection, InvalidKey, InvalidRetryPolicy, Key, Limits,
+    LockBackend, Loss, Metadata, Published, ReservedName, RetryPolicy, SessionId, TtlRange,
 };
+#[cfg(feature = "memory")]
+pub use dlock_testkit::memory::Memory;
 pub use election::{Election, Leadership};
 pub use error::{CheckError, LockError, Lost, ReleaseUnknown, RunError, StoreError};
 pub use fence::{Fence, StaleToken};

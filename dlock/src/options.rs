@@ -106,7 +106,11 @@ pub enum InvalidOptions {
         ttl: Duration,
     },
     /// The store does not accept the ttl.
-    #[error("this store accepts a ttl from {:?} to {:?}, not {ttl:?}", .range.min, .range.max)]
+    #[error(
+        "the backend is set up for a ttl from {:?} to {:?}, not {ttl:?}; if your servers accept others, say so in the backend's options",
+        .range.min,
+        .range.max
+    )]
     TtlOutOfRange {
         /// The refused ttl.
         ttl: Duration,

@@ -107,11 +107,7 @@ impl LockRequest {
         Fut: Future,
     {
         let guard = self.await?;
-        let value = guard.guarded(work(guard.held())).await?;
-        if let Err(unknown) = guard.release().await {
-            tracing::warn!(error = %unknown, "the work under the lock is done, its release is not answered yet");
-        }
-        Ok(value)
+        run_under(guard, work).await
     }
 }
 
@@ -127,12 +123,20 @@ impl TryRequest {
         Fut: Future,
     {
         let Some(guard) = self.await? else { return Ok(None) };
-        let value = guard.guarded(work(guard.held())).await?;
-        if let Err(unknown) = guard.release().await {
-            tracing::warn!(error = %unknown, "the work under the lock is done, its release is not answered yet");
-        }
-        Ok(Some(value))
+        run_under(guard, work).await.map(Some)
     }
+}
+
+async fn run_under<F, Fut>(guard: LockGuard, work: F) -> Result<Fut::Output, RunError>
+where
+    F: FnOnce(Held) -> Fut,
+    Fut: Future,
+{
+    let value = guard.guarded(work(guard.held())).await?;
+    if let Err(unknown) = guard.release().await {
+        tracing::warn!(error = %unknown, "the work under the lock is done, its release is not answered yet");
+    }
+    Ok(value)
 }
 
 impl Wanted {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dlock::{ErrorKind, InvalidOptions, LockError, Locker, Loss, ReleaseOutcome, RunError};
-use dlock_testkit::memory::{Call, Memory};
+use dlock::{ErrorKind, InvalidOptions, Limits, LockError, Locker, Loss, ReleaseOutcome, RetryPolicy, RunError, TtlRange};
+use dlock_testkit::memory::{Call, Memory, Profile};
 use support::{TTL, key, locker, pass, secs, stores};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -380,6 +380,19 @@ async fn metadata_and_holder_are_there_for_others_to_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_store_cannot_take_is_refused_before_anything_is_sent() {
+    let range = TtlRange { min: secs(10), max: secs(100) };
+    let memory = Memory::builder(Profile::Slot).ttl_range(range).limits(Limits { key_bytes: 8, metadata_bytes: 1000 }).build();
+    let error = Locker::builder(memory.clone()).ttl(secs(9)).build().unwrap_err();
+    assert_eq!(error, InvalidOptions::TtlOutOfRange { ttl: secs(9), range });
+    let locker = support::locker(&memory);
+    let error = locker.lock("ninechars").await.unwrap_err();
+    assert!(matches!(error, LockError::Options(InvalidOptions::KeyTooLong { bytes: 9, limit: 8 })), "{error}");
+    assert!(locker.lock("eight888").await.is_ok());
+    assert_eq!(memory.control().calls(Call::Claim), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bad_input_is_refused_before_anything_is_sent() {
     for (memory, locker) in stores() {
         for name in ["", "a//b", "../a", "a\0"] {
@@ -400,10 +413,14 @@ async fn bad_input_is_refused_before_anything_is_sent() {
         assert!(matches!(error, InvalidOptions::HoldAtLeastAboveMost { .. }), "{error}");
         let error = refused(locker.lock("a").hold_at_most(Duration::ZERO).await.unwrap_err());
         assert_eq!(error, InvalidOptions::HoldsNothing);
+        let error = refused(locker.lock("a").hold_at_most(secs(2)).stop_before(secs(2)).await.unwrap_err());
+        assert!(matches!(error, InvalidOptions::StopBeforeAboveHoldAtMost { .. }), "{error}");
+        let error = refused(locker.lock("a").retry(RetryPolicy::default().factor(0)).await.unwrap_err());
+        assert!(error.to_string().contains("at least 1"), "{error}");
         assert_eq!(memory.control().all_calls(), 0);
         let error = Locker::builder(memory.clone()).ttl(Duration::from_millis(10)).build().unwrap_err();
         assert!(matches!(error, InvalidOptions::TtlTooShort { .. }), "{error}");
         let error = Locker::builder(memory).ttl(secs(100_000)).build().unwrap_err();
-        assert!(error.to_string().contains("accepts a ttl from"), "{error}");
+        assert!(error.to_string().contains("set up for a ttl from"), "{error}");
     }
 }
