@@ -11,7 +11,7 @@ use crate::error::{LockError, ReleaseUnknown};
 use crate::guard::{LockGuard, ReleaseOutcome};
 use crate::held::Held;
 use crate::options::InvalidOptions;
-use crate::request::{LockRequest, Wanted};
+use crate::request::{LockRequest, Wanted, common_options};
 
 /// An election: candidates campaign, one leads, the others wait.
 ///
@@ -45,29 +45,11 @@ impl Election {
         Self { wanted }
     }
 
-    /// Adds an entry for others to read while this candidate leads. Names that dlock writes itself are refused.
-    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        if let Err(reserved) = self.wanted.options.metadata.insert(name, value) {
-            self.wanted.options.mistake.get_or_insert(InvalidOptions::from(reserved));
-        }
-        self
-    }
+    common_options!();
 
-    /// Tells a leader of loss so much ahead of its deadline. Defaults to zero.
-    pub fn stop_before(mut self, stop_before: Duration) -> Self {
-        self.wanted.options.stop_before = stop_before;
-        self
-    }
-
-    /// The pauses between attempts that failed, and between terms. Defaults to [`RetryPolicy::default`].
-    pub fn retry(mut self, retry: RetryPolicy) -> Self {
-        self.wanted.options.retry = retry;
-        self
-    }
-
-    /// Ends campaigns with [`LockError::Cancelled`] when this token is cancelled. A term that has begun goes on.
-    pub fn cancel_on(mut self, token: CancellationToken) -> Self {
-        self.wanted.options.cancel_on = Some(token);
+    /// Ends campaigns with [`LockError::TimedOut`] after so long. Defaults to no limit.
+    pub fn wait_at_most(mut self, most: Duration) -> Self {
+        self.wanted.options.wait_at_most = Some(most);
         self
     }
 

@@ -74,7 +74,7 @@ macro_rules! common_options {
             self
         }
 
-        /// The pauses between attempts that failed. Defaults to [`RetryPolicy::default`].
+        /// The pauses between attempts that failed, and between the terms of an election. Defaults to [`RetryPolicy::default`].
         pub fn retry(mut self, retry: RetryPolicy) -> Self {
             self.wanted.options.retry = retry;
             self
@@ -87,6 +87,8 @@ macro_rules! common_options {
         }
     };
 }
+
+pub(crate) use common_options;
 
 impl LockRequest {
     common_options!();
