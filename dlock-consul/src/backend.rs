@@ -17,7 +17,9 @@ use dlock_core::{
 use crate::api::Api;
 use crate::classify::{Asked, Needs, denied};
 use crate::config::{ConfigError, ConsulOptions};
+use crate::http::Http;
 use crate::notes::{ClaimState, Known, Notes};
+use crate::transport::Transport;
 use crate::watch::Watches;
 use crate::wire::{CreateSession, Entry, LOCK_FLAGS, Op, TxnError, encode_value, go_duration, json, parse_go_duration};
 
@@ -45,7 +47,20 @@ const BATCH: usize = 64;
 impl Consul {
     /// A backend with these options; sends nothing.
     pub fn new(options: ConsulOptions) -> Result<Self, ConfigError> {
-        let mut capabilities = Capabilities::minimal(ClockSource::Boot, options.ttl);
+        let http = Http::new(&options)?;
+        Ok(Self::on(Arc::new(http), ClockSource::Boot, &options))
+    }
+
+    /// A backend whose requests travel in another way, for tests against a simulated Consul in virtual time.
+    ///
+    /// Of the options, those about address, secrets and certificates say nothing here. Deadlines live on the runtime's clock, so that a test
+    /// can pause it: not for production, where they must count the time for which the machine sleeps.
+    pub fn with_transport(options: &ConsulOptions, transport: Arc<dyn Transport>) -> Self {
+        Self::on(transport, ClockSource::Runtime, options)
+    }
+
+    fn on(transport: Arc<dyn Transport>, clock: ClockSource, options: &ConsulOptions) -> Self {
+        let mut capabilities = Capabilities::minimal(clock, options.ttl);
         capabilities.lapses_within_ttls = 2;
         capabilities.limits = Limits { metadata_bytes: METADATA_BYTES, ..Limits::default() };
         capabilities.fences = true;
@@ -54,10 +69,9 @@ impl Consul {
         capabilities.lists = true;
         capabilities.tells_changes = true;
         capabilities.evicts = true;
-        let watches = Watches::new(options.max_connections);
+        let (api, watches) = (Api::new(transport, options.attempt), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
-        let api = Api::new(options)?;
-        Ok(Self { shared: Arc::new(Shared { api, capabilities, notes: Mutex::default(), watches }) })
+        Self { shared: Arc::new(Shared { api, capabilities, notes: Mutex::default(), watches }) }
     }
 
     /// A backend configured by the environment, see [`ConsulOptions::from_env`].

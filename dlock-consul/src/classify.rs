@@ -1,9 +1,8 @@
 //! What a status and a body of Consul's mean for the caller.
 
-use dlock_core::{BackendError, ErrorKind};
-use reqwest::StatusCode;
-
+use crate::transport::{TransportError, TransportErrorKind};
 use crate::wire::parse_go_duration;
+use dlock_core::{BackendError, ErrorKind};
 
 /// What was asked for, and what it needs.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +41,10 @@ impl Needs<'_> {
 }
 
 /// An answer other than success, as an error.
-pub(crate) fn status(asked: Asked<'_>, status: StatusCode, body: &str) -> BackendError {
+pub(crate) fn status(asked: Asked<'_>, status: u16, body: &str) -> BackendError {
     let body = body.trim();
     let unsure = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient };
-    let kind = match status.as_u16() {
+    let kind = match status {
         403 => return denied(asked, body),
         429 => ErrorKind::Overloaded,
         // Consul's own limit says so; from anything in between, a 503 may come after the request was passed on.
@@ -54,22 +53,18 @@ pub(crate) fn status(asked: Asked<'_>, status: StatusCode, body: &str) -> Backen
         500 if is_definitive(body) => return definitive(asked, body),
         _ => unsure,
     };
-    BackendError::new(kind, format!("{}: Consul answered {} {}", asked.what, status.as_u16(), excerpt(body)))
+    BackendError::new(kind, format!("{}: Consul answered {} {}", asked.what, status, excerpt(body)))
 }
 
 /// A request that brought no answer.
-pub(crate) fn transport(asked: Asked<'_>, error: reqwest::Error) -> BackendError {
-    let error = error.without_url();
-    let (kind, how) = if error.is_connect() {
-        (ErrorKind::Transient, "no connection to Consul")
-    } else if error.is_builder() {
-        (ErrorKind::Invalid, "the request cannot be made")
-    } else if error.is_timeout() {
-        (if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient }, "Consul did not answer in time")
-    } else {
-        (if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient }, "the connection to Consul broke")
+pub(crate) fn transport(asked: Asked<'_>, error: TransportError) -> BackendError {
+    let unsure = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient };
+    let kind = match error.kind {
+        TransportErrorKind::NotConnected => ErrorKind::Transient,
+        TransportErrorKind::Unusable => ErrorKind::Invalid,
+        TransportErrorKind::TimedOut | TransportErrorKind::Broken => unsure,
     };
-    BackendError::new(kind, format!("{}: {how}", asked.what)).caused_by(error)
+    BackendError::new(kind, format!("{}: {}", asked.what, error.kind)).caused_by(error.source)
 }
 
 /// An answer that is not what the API promises.
@@ -129,7 +124,7 @@ mod tests {
     const READ: Asked<'_> = Asked { what: "reading", writes: false, needs: Needs::KeyRead("locks/a") };
 
     fn kind(asked: Asked<'_>, code: u16, body: &str) -> ErrorKind {
-        status(asked, StatusCode::from_u16(code).unwrap(), body).kind()
+        status(asked, code, body).kind()
     }
 
     #[test]
@@ -160,10 +155,10 @@ mod tests {
 
     #[test]
     fn messages_name_what_is_missing() {
-        let denied = status(WRITE, StatusCode::FORBIDDEN, "Permission denied").to_string();
+        let denied = status(WRITE, 403, "Permission denied").to_string();
         assert!(denied.contains(r#"key "locks/a" { policy = "write" }"#), "{denied}");
         let range = "Invalid Session TTL '9000000000', must be between [10s=24h0m0s]";
-        let range = status(WRITE, StatusCode::INTERNAL_SERVER_ERROR, range).to_string();
+        let range = status(WRITE, 500, range).to_string();
         assert!(range.contains("from 10s to 86400s"), "{range}");
     }
 }

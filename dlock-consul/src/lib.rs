@@ -7,9 +7,12 @@ mod api;
 mod backend;
 mod classify;
 mod config;
+mod http;
 mod notes;
+mod transport;
 mod watch;
 mod wire;
 
 pub use backend::Consul;
 pub use config::{ConfigError, ConsulOptions};
+pub use transport::{Answer, Lane, Method, Request, Transport, TransportError, TransportErrorKind};

@@ -1,6 +1,6 @@
 //! Waiting for many keys with few connections: the first so many wait by themselves, all others share batched reads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ pub(crate) struct Watches {
 /// Keys that are read together, by whichever waiter has the turn.
 #[derive(Debug)]
 struct SharedReads {
-    /// Each key with the number of its waiters.
-    wanted: Mutex<HashMap<Key, usize>>,
+    /// Each key with the number of its waiters; in order, so that the same waiters make the same requests.
+    wanted: Mutex<BTreeMap<Key, usize>>,
     /// Whoever has it reads for all; given up with the waiter's future.
     turn: AsyncMutex<()>,
     seen: watch::Sender<HashMap<Key, Option<Entry>>>,
