@@ -46,6 +46,7 @@ const BATCH: usize = 64;
 
 impl Consul {
     /// A backend with these options; sends nothing.
+    #[allow(clippy::needless_pass_by_value)] // options are given away, as to every backend
     pub fn new(options: ConsulOptions) -> Result<Self, ConfigError> {
         let http = Http::new(&options)?;
         Ok(Self::on(Arc::new(http), ClockSource::Boot, &options))
