@@ -254,6 +254,8 @@ impl Acquire {
             }
             Standing::Delayed { at_most } => {
                 self.placed = false;
+                // Nothing at the store has changed: a late copy of this claim would be granted once the delay is over.
+                self.unanswered = true;
                 if self.plan.place == Place::Try {
                     self.state = State::Done(Verdict::Busy);
                     return;
@@ -267,6 +269,11 @@ impl Acquire {
             }
             Standing::ClaimGone => {
                 self.placed = false;
+                if self.plan.place == Place::Try {
+                    // An earlier copy was refused, and that answer was lost: the store grants nothing to this claim any more.
+                    self.state = State::Done(Verdict::Busy);
+                    return;
+                }
                 self.claim(now);
             }
         }
@@ -414,6 +421,14 @@ mod tests {
     }
 
     #[test]
+    fn a_try_whose_refusal_was_lost_ends_when_it_is_asked_again() {
+        let mut acquire = acquisition(Place::Try, None);
+        assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_000), AcquireAction::Pause);
+        assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_100), AcquireAction::Claim);
+        assert_eq!(verdict(&mut acquire, AcquireEvent::Answered(Standing::ClaimGone), 2_110), Verdict::Busy);
+    }
+
+    #[test]
     fn a_try_that_finds_the_key_busy_leaves_nothing() {
         let mut acquire = acquisition(Place::Try, None);
         assert_eq!(verdict(&mut acquire, AcquireEvent::Answered(BUSY), 1), Verdict::Busy);
@@ -523,6 +538,18 @@ mod tests {
             assert_eq!(action(&mut acquire, still(), 2), AcquireAction::Wait { cursor: Cursor(9) });
         }
         assert_eq!(action(&mut acquire, still(), 2), AcquireAction::Pause);
+    }
+
+    #[test]
+    fn a_delayed_claim_is_undone_when_it_is_given_up() {
+        let delayed = AcquireEvent::Answered(Standing::Delayed { at_most: Duration::from_secs(15) });
+        let mut acquire = acquisition(Place::Queue, None);
+        assert_eq!(action(&mut acquire, delayed.clone(), 0), AcquireAction::Pause);
+        assert_eq!(verdict(&mut acquire, AcquireEvent::Stopped, 1), Verdict::Stopped);
+        assert!(acquire.owes_release());
+        let mut acquire = acquisition(Place::Try, None);
+        assert_eq!(verdict(&mut acquire, delayed, 0), Verdict::Busy);
+        assert!(acquire.owes_release());
     }
 
     #[test]

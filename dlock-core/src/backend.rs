@@ -129,7 +129,8 @@ pub enum Standing {
         /// Where [`LockBackend::wait`] goes on.
         cursor: Cursor,
     },
-    /// The store grants this key to nobody for a while after a holder died; nothing is left to undo.
+    /// The store grants this key to nobody for a while after a holder died. The claim has nothing now; a late copy of it may have once that is
+    /// over, so it is released when it is given up.
     Delayed {
         /// The longest it can last from now on.
         at_most: Duration,
