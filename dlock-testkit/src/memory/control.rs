@@ -1,13 +1,15 @@
 //! What a test does to the store behind the backs of its users.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, ErrorKind, FencingToken, Key, Mode, Place, SessionId, Standing};
+use dlock_core::{Claim, ClaimId, ErrorKind, FencingToken, Key, Mode, Moment, Place, SessionId, Standing};
 
-use super::backend::Shared;
-use super::store::{GrantRecord, Reply, Request};
+use super::network::ChangedBy;
+use super::shared::Shared;
+use super::store::{GrantRecord, Reply, Request, Store};
 
 /// Levers on a store in memory: end sessions, delete keys, hold elsewhere, and fail, hang or lose the next call of a kind.
 ///
@@ -83,38 +85,41 @@ impl Control {
 
     /// Ends the session that holds a key, as its ttl would; `false` when nobody holds it.
     pub fn expire_session_of(&self, key: &Key) -> bool {
-        let holder = self.shared.store().holder_of(key).map(|(session, ..)| session.clone());
+        let holder = self.shared.read(|store| store.holder_of(key).map(|(session, ..)| session.clone()));
         holder.is_some_and(|session| self.end_session(&session))
     }
 
     /// Ends a session, as an operator would; `false` when there is none.
     pub fn end_session(&self, session: &SessionId) -> bool {
-        let now = self.shared.now();
-        let mut store = self.shared.store();
-        let alive = store.is_alive(session);
-        store.end_session(session, now);
-        drop(store);
-        self.shared.announce();
-        alive
+        self.operate(|store, now| {
+            let alive = store.is_alive(session);
+            store.end_session(session, now);
+            alive
+        })
     }
 
     /// Deletes a key with everything on it.
     pub fn delete(&self, key: &Key) {
-        self.shared.store().delete(key);
-        self.shared.announce();
+        self.operate(|store, _| store.delete(key));
     }
 
     /// Releases a key by force; `false` when nobody holds it.
     pub fn release_by_force(&self, key: &Key) -> bool {
-        let done = self.shared.store().evict(key);
-        self.shared.announce();
-        done
+        self.operate(|store, _| store.evict(key))
     }
 
     /// Puts something under a key that is no lock.
     pub fn put_foreign(&self, key: &Key, value: impl Into<Vec<u8>>) {
-        self.shared.store().put_foreign(key, value.into());
-        self.shared.announce();
+        self.operate(|store, _| store.put_foreign(key, value.into()));
+    }
+
+    /// Lets no session lapse for so long, and gives every one its whole ttl again then, as a store does that is back from an outage.
+    pub fn spare_sessions(&self, outage: Duration) {
+        self.operate(|store, now| store.spare(now.plus(outage)));
+    }
+
+    fn operate<T>(&self, change: impl FnOnce(&mut Store, Moment) -> T) -> T {
+        self.shared.change(ChangedBy::Operator, change)
     }
 
     /// Lets somebody else take a key, under a session that does not lapse; `None` when it is taken.
@@ -129,7 +134,7 @@ impl Control {
             acquired_at: "1970-01-01T00:00:00Z".into(),
             metadata: None,
         });
-        let guard = self.shared.store().guard(key);
+        let guard = self.shared.read(|store| store.guard(key));
         let claim_it = Request::Claim { session: session.clone(), claim, place: Place::Try, guard };
         if let Reply::Standing(Standing::Held { token }) = self.shared.apply(&claim_it) {
             return Some(Elsewhere { control: self.clone(), session, token });
@@ -197,17 +202,30 @@ impl Control {
 
     /// The sessions that are alive.
     pub fn sessions(&self) -> Vec<SessionId> {
-        self.shared.store().sessions()
+        self.shared.read(Store::sessions)
     }
 
     /// Every claim that has anything at the store: what must be empty when nothing is left behind.
     pub fn claims(&self) -> Vec<(Key, SessionId, ClaimId)> {
-        self.shared.store().claims()
+        self.shared.read(Store::claims)
     }
 
     /// Every grant of a key so far, in order.
     pub fn grants(&self, key: &Key) -> Vec<GrantRecord> {
-        self.shared.store().grants(key).to_vec()
+        self.shared.read(|store| store.grants(key).to_vec())
+    }
+
+    /// How many requests are under way over a [network](super::Network), those included whose callers gave up.
+    pub fn under_way(&self) -> usize {
+        self.shared.under_way()
+    }
+
+    /// Lets everything happen at its very moment: what is under way arrives, sessions lapse.
+    ///
+    /// Without it, that happens as soon as somebody calls or waits for the store, which is as good for users of the store, but not for an
+    /// [observer](super::MemoryBuilder::observer). Never returns; free to drop.
+    pub async fn keep_time(&self) -> Infallible {
+        self.shared.keep_time().await
     }
 }
 

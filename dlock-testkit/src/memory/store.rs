@@ -20,7 +20,7 @@ pub struct Store {
     sessions: BTreeMap<SessionId, Liveness>,
     keys: BTreeMap<Key, KeyState>,
     delays: BTreeMap<Key, Moment>,
-    /// Claims released before they arrived; forgotten with their session.
+    /// Claims that are over, released or refused, of which no copy takes effect any more; forgotten with their session.
     tombstones: BTreeSet<(SessionId, ClaimId)>,
     grants: BTreeMap<Key, Vec<GrantRecord>>,
 }
@@ -65,9 +65,10 @@ struct KeyState {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     session: SessionId,
-    claim: ClaimId,
+    claim: Arc<Claim>,
     token: FencingToken,
-    published: Published,
+    /// What the holder published since, in place of what its claim says.
+    amended: Option<Published>,
     granted: bool,
 }
 
@@ -130,6 +131,16 @@ pub enum Request {
         /// The claim.
         claim: Arc<Claim>,
     },
+}
+
+impl Request {
+    /// The claim it is about, if it is about one.
+    pub fn claim(&self) -> Option<&Claim> {
+        match self {
+            Self::Claim { claim, .. } | Self::Confirm { claim, .. } | Self::Release { claim, .. } => Some(claim),
+            Self::Open { .. } | Self::Renew(_) | Self::Close(_) => None,
+        }
+    }
 }
 
 /// What the store answers.
@@ -212,6 +223,19 @@ impl Store {
         self.sessions.values().map(|session| session.lapses_at).chain(self.delays.values().copied()).min()
     }
 
+    /// Gives every session its whole ttl again as of a moment that may lie ahead, as stores do once they are back from an outage.
+    pub fn spare(&mut self, from: Moment) {
+        let percent = self.rules.lapses_after_percent;
+        for session in self.sessions.values_mut() {
+            session.lapses_at = session.lapses_at.max(from.plus(session.ttl * percent / 100));
+        }
+    }
+
+    /// Another value after every change that others can see.
+    pub(crate) fn stamp(&self) -> (u64, u64, usize) {
+        (self.revision, self.opened, self.sessions.len())
+    }
+
     fn open(&mut self, id: &SessionId, ttl: Duration, now: Moment) -> Reply {
         self.opened += 1;
         let id = match self.rules.profile {
@@ -246,38 +270,40 @@ impl Store {
         }
     }
 
-    fn claim(&mut self, session: &SessionId, claim: &Claim, place: Place, guard: Guard, now: Moment) -> Reply {
+    /// The store answers again after a time in which it answered nobody: every session has its whole ttl from now on.
+    pub fn resume(&mut self, now: Moment) {
+        for session in self.sessions.values_mut() {
+            session.lapses_at = now.plus(session.ttl * self.rules.lapses_after_percent / 100);
+        }
+    }
+
+    fn claim(&mut self, session: &SessionId, claim: &Arc<Claim>, place: Place, guard: Guard, now: Moment) -> Reply {
         if !self.sessions.contains_key(session) {
             return Reply::Standing(Standing::SessionGone);
         }
         if self.tombstones.contains(&(session.clone(), claim.id)) {
             return Reply::Standing(Standing::ClaimGone);
         }
-        let state = self.keys.get(&claim.key).cloned().unwrap_or_default();
+        let free = KeyState::default();
+        let state = self.keys.get(&claim.key).unwrap_or(&free);
         if state.foreign.is_some() {
             return Reply::Conflict;
         }
-        if let Some(entry) = state.line.iter().find(|entry| entry.claim == claim.id && entry.session == *session) {
-            let entry = entry.claim;
-            return Reply::Standing(self.standing(&claim.key, entry));
+        if state.line.iter().any(|entry| entry.is(session, claim.id)) {
+            return Reply::Standing(self.standing(&claim.key, claim.id));
         }
         match (self.rules.profile, state.line.first()) {
             (Profile::Slot, _) if guard != self.guard(&claim.key) => Reply::GuardFailed,
             // The real store knows a lock by its session alone, so a second claim of the same session is granted.
-            (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(busy(&state)),
-            (Profile::Queue, Some(_)) if place == Place::Try => Reply::Standing(busy(&state)),
+            (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(busy(state)),
+            (Profile::Queue, Some(_)) if place == Place::Try => Reply::Standing(busy(state)),
             _ => {
                 if let Some(until) = self.delays.get(&claim.key) {
                     return Reply::Standing(Standing::Delayed { at_most: until.saturating_since(now) });
                 }
                 let Some(token) = FencingToken::new(self.revision + 1) else { return Reply::GuardFailed };
-                let entry = Entry {
-                    session: session.clone(),
-                    claim: claim.id,
-                    token,
-                    published: Published::Metadata(claim.published()),
-                    granted: false,
-                };
+                let claimed = Arc::clone(claim);
+                let entry = Entry { session: session.clone(), claim: claimed, token, amended: None, granted: false };
                 let slot = self.rules.profile == Profile::Slot;
                 self.change(&claim.key, |state| {
                     if slot {
@@ -294,14 +320,14 @@ impl Store {
         if !self.sessions.contains_key(session) {
             return Standing::SessionGone;
         }
-        let known = |state: &KeyState| state.line.iter().any(|entry| entry.claim == claim.id && entry.session == *session);
+        let known = |state: &KeyState| state.line.iter().any(|entry| entry.is(session, claim.id));
         if self.keys.get(&claim.key).is_some_and(known) { self.standing(&claim.key, claim.id) } else { Standing::ClaimGone }
     }
 
     /// How an entry that is in line stands: held when nobody is ahead.
     fn standing(&self, key: &Key, claim: ClaimId) -> Standing {
         let Some(state) = self.keys.get(key) else { return Standing::ClaimGone };
-        match state.line.iter().position(|entry| entry.claim == claim) {
+        match state.line.iter().position(|entry| entry.claim.id == claim) {
             None => Standing::ClaimGone,
             Some(0) => Standing::Held { token: state.line[0].token },
             Some(ahead) => Standing::Waiting {
@@ -314,11 +340,12 @@ impl Store {
 
     fn release(&mut self, session: &SessionId, claim: &Claim) -> Release {
         let slot = self.rules.profile == Profile::Slot;
-        let state = self.keys.get(&claim.key).cloned().unwrap_or_default();
-        let had = state.line.iter().any(|entry| entry.claim == claim.id && entry.session == *session);
+        let state = self.keys.get(&claim.key);
+        let had = state.is_some_and(|state| state.line.iter().any(|entry| entry.is(session, claim.id)));
+        let free = state.is_none_or(|state| state.line.is_empty() && state.foreign.is_none());
         if had {
-            self.change(&claim.key, |state| state.line.retain(|entry| entry.claim != claim.id));
-        } else if slot && state.line.is_empty() && state.foreign.is_none() && self.sessions.contains_key(session) {
+            self.change(&claim.key, |state| state.line.retain(|entry| entry.claim.id != claim.id));
+        } else if slot && free && self.sessions.contains_key(session) {
             // Moves the index of a free key, so that a copy of the claim that is guarded by it can never apply.
             self.change(&claim.key, |_| {});
         }
@@ -339,7 +366,7 @@ impl Store {
             && !first.granted
         {
             first.granted = true;
-            let record = GrantRecord { token: first.token, claim: first.claim, session: first.session.clone() };
+            let record = GrantRecord { token: first.token, claim: first.claim.id, session: first.session.clone() };
             self.grants.entry(key.clone()).or_default().push(record);
         }
     }
@@ -349,7 +376,7 @@ impl Store {
         let free = KeyState::default();
         let state = self.keys.get(&claim.key).unwrap_or(&free);
         let woken = |hint| Some(Woken { cursor: Cursor(state.index), hint });
-        let place = state.line.iter().position(|entry| entry.claim == claim.id && entry.session == *session);
+        let place = state.line.iter().position(|entry| entry.is(session, claim.id));
         if !self.sessions.contains_key(session) || state.line.is_empty() && self.rules.profile == Profile::Slot {
             return woken(Hint::MaybeFree);
         }
@@ -381,7 +408,7 @@ impl Store {
     /// The session and claim that hold a key.
     pub fn holder_of(&self, key: &Key) -> Option<(&SessionId, ClaimId, FencingToken)> {
         let entry = self.keys.get(key)?.line.first()?;
-        Some((&entry.session, entry.claim, entry.token))
+        Some((&entry.session, entry.claim.id, entry.token))
     }
 
     /// Who holds a key and who waits, first come first, and what stands there that is no lock.
@@ -400,7 +427,7 @@ impl Store {
     /// Every claim that has anything at the store.
     pub fn claims(&self) -> Vec<(Key, SessionId, ClaimId)> {
         let line = |(key, state): (&Key, &KeyState)| {
-            state.line.iter().map(|entry| (key.clone(), entry.session.clone(), entry.claim)).collect::<Vec<_>>()
+            state.line.iter().map(|entry| (key.clone(), entry.session.clone(), entry.claim.id)).collect::<Vec<_>>()
         };
         self.keys.iter().flat_map(line).collect()
     }
@@ -419,7 +446,7 @@ impl Store {
     pub fn amend(&mut self, session: &SessionId, claim: &Claim, published: Published) -> bool {
         let holds = self.holder_of(&claim.key).is_some_and(|(holder, id, _)| holder == session && id == claim.id);
         if holds {
-            self.change(&claim.key, |state| state.line[0].published = published);
+            self.change(&claim.key, |state| state.line[0].amended = Some(published));
         }
         holds
     }
@@ -458,8 +485,13 @@ fn busy(state: &KeyState) -> Standing {
 }
 
 impl Entry {
+    fn is(&self, session: &SessionId, claim: ClaimId) -> bool {
+        self.claim.id == claim && self.session == *session
+    }
+
     fn holder(&self) -> Holder {
-        let mut holder = Holder::new(self.published.clone());
+        let published = self.amended.clone().unwrap_or_else(|| Published::Metadata(self.claim.published()));
+        let mut holder = Holder::new(published);
         holder.session = Some(self.session.clone());
         holder.token = Some(self.token);
         holder
