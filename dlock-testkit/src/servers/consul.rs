@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,16 +11,17 @@ use thiserror::Error;
 
 use super::binary::{self, MissingBinary};
 use super::http::http;
+use super::process::{Process, mortal};
 use super::tls::{self, TlsFiles};
 
 /// A running Consul agent; killed when dropped, its data removed.
 #[derive(Debug)]
 pub struct ConsulAgent {
-    child: Child,
+    process: Process,
     binary: PathBuf,
     arguments: Vec<String>,
     folder: Folder,
-    ports: Ports,
+    pub(super) ports: Ports,
     tls: Option<TlsFiles>,
     token: Option<String>,
 }
@@ -67,12 +68,18 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    pub(super) fn is_taken_port(&self) -> bool {
+        matches!(self, Self::NotReady { log, .. } if log.contains("address already in use"))
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
-struct Ports {
+pub(super) struct Ports {
     http: u16,
     https: u16,
-    server: u16,
-    serf: u16,
+    pub(super) server: u16,
+    pub(super) serf: u16,
 }
 
 /// A folder that is removed when dropped.
@@ -87,6 +94,8 @@ impl Drop for Folder {
 
 /// How long an agent may take to come up on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between choosing a port and listening on it another process may take it: then others are chosen, so many times in all.
+pub(super) const PORT_CHOICES: u32 = 3;
 /// The token that may do everything on agents with ACLs.
 const ROOT_TOKEN: &str = "8f1f2c0e-6f0b-4b5e-9b0a-5d6f0c7d1e2a";
 
@@ -163,37 +172,35 @@ impl ConsulAgent {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Removes its folder from the disk; only for an agent that keeps its data in memory and is never restarted.
+    pub(crate) fn forget_folder(&self) {
+        _ = fs::remove_dir_all(&self.folder.0);
+    }
+
     /// Freezes the process: its sockets stay open and nothing is answered.
     pub fn pause(&self) -> std::io::Result<()> {
-        self.signal("STOP")
+        self.process.pause()
     }
 
     /// Lets a frozen process go on.
     pub fn resume(&self) -> std::io::Result<()> {
-        self.signal("CONT")
+        self.process.resume()
     }
 
     /// Kills the process; its data stays until the handle is dropped.
     pub fn kill(&mut self) -> std::io::Result<()> {
-        self.child.kill()?;
-        self.child.wait().map(|_| ())
+        self.process.kill()
     }
 
     /// Starts the process again on the same ports and data, after it was killed.
     pub async fn restart(&mut self) -> Result<(), StartError> {
-        _ = self.child.kill();
-        _ = self.child.wait();
-        self.child = spawn(&self.binary, &self.arguments, &self.folder.0)?;
+        self.process.kill()?;
+        self.process = spawn(&self.binary, &self.arguments, &self.folder.0)?;
         self.ready().await
     }
 
-    fn signal(&self, name: &str) -> std::io::Result<()> {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status()?;
-        if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("kill -{name} failed: {status}"))) }
-    }
-
     /// Waits until the agent opens sessions: then it has a leader, and its node is registered.
-    async fn ready(&mut self) -> Result<(), StartError> {
+    pub(super) async fn ready(&mut self) -> Result<(), StartError> {
         let began = Instant::now();
         let headers: Vec<(&str, &str)> = self.token.iter().map(|token| ("X-Consul-Token", token.as_str())).collect();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.http));
@@ -206,7 +213,7 @@ impl ConsulAgent {
                 _ = http(address, "PUT", &format!("/v1/session/destroy/{id}"), &headers, "").await;
                 return Ok(());
             }
-            if self.child.try_wait()?.is_some() {
+            if self.process.has_ended()? {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -215,13 +222,6 @@ impl ConsulAgent {
         let lines: Vec<_> = log.lines().collect();
         let log = lines[lines.len().saturating_sub(12)..].join("\n");
         Err(StartError::NotReady { waited: began.elapsed(), log })
-    }
-}
-
-impl Drop for ConsulAgent {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
     }
 }
 
@@ -261,24 +261,30 @@ impl ConsulBuilder {
         self
     }
 
-    /// Starts it, and returns when it opens sessions.
-    pub async fn start(self) -> Result<ConsulAgent, StartError> {
-        let mut last = None;
-        // Between choosing a port and listening on it another process may take it: then others are chosen.
-        for _ in 0..3 {
-            let mut agent = self.spawn(Ports::free()?)?;
-            match agent.ready().await {
-                Ok(()) => return Ok(agent),
-                Err(error @ StartError::NotReady { .. }) if error.to_string().contains("address already in use") => {
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| std::io::Error::other("no free ports").into()))
+    /// One of so many servers, which joins those at these ports.
+    pub(super) fn in_cluster(mut self, size: usize, others: Vec<u16>) -> Self {
+        self.cluster = Some((size, others));
+        self
     }
 
-    fn spawn(&self, ports: Ports) -> Result<ConsulAgent, StartError> {
+    /// Starts it, and returns when it opens sessions.
+    pub async fn start(self) -> Result<ConsulAgent, StartError> {
+        for _ in 1..PORT_CHOICES {
+            match self.attempt().await {
+                Err(error) if error.is_taken_port() => {}
+                started => return started,
+            }
+        }
+        self.attempt().await
+    }
+
+    async fn attempt(&self) -> Result<ConsulAgent, StartError> {
+        let mut agent = self.spawn(Ports::free()?)?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
+    pub(super) fn spawn(&self, ports: Ports) -> Result<ConsulAgent, StartError> {
         let binary = binary::consul()?;
         let folder = Folder::new()?;
         let tls = if self.tls { Some(tls::make(&folder.0).map_err(StartError::Certificates)?) } else { None };
@@ -297,9 +303,9 @@ impl ConsulBuilder {
         if self.persistent || self.cluster.is_some() {
             arguments.push(format!("-data-dir={}", folder.0.join("data").display()));
         }
-        let child = spawn(&binary, &arguments, &folder.0)?;
+        let process = spawn(&binary, &arguments, &folder.0)?;
         let token = self.acl.then(|| ROOT_TOKEN.to_owned());
-        Ok(ConsulAgent { child, binary, arguments, folder, ports, tls, token })
+        Ok(ConsulAgent { process, binary, arguments, folder, ports, tls, token })
     }
 
     fn config(&self, ports: Ports, folder: &Path, tls: Option<&TlsFiles>) -> String {
@@ -332,49 +338,9 @@ impl ConsulBuilder {
     }
 }
 
-/// Three or more servers that elect a leader among themselves.
-#[derive(Debug)]
-pub struct ConsulCluster {
-    agents: Vec<ConsulAgent>,
-}
-
-impl ConsulCluster {
-    /// Starts so many servers, and returns when all of them open sessions.
-    pub async fn start(size: usize) -> Result<Self, StartError> {
-        let ports: Vec<Ports> = (0..size).map(|_| Ports::free()).collect::<Result<_, _>>()?;
-        let mut agents = Vec::new();
-        for own in &ports {
-            let others = ports.iter().filter(|other| other.serf != own.serf).map(|other| other.serf).collect();
-            let builder = ConsulBuilder { cluster: Some((size, others)), ..ConsulBuilder::default() };
-            agents.push(builder.spawn(*own)?);
-        }
-        for agent in &mut agents {
-            agent.ready().await?;
-        }
-        Ok(Self { agents })
-    }
-
-    /// The servers.
-    pub fn agents(&mut self) -> &mut [ConsulAgent] {
-        &mut self.agents
-    }
-
-    /// The place of the leader among the servers, as the first that answers says.
-    pub async fn leader(&self) -> Option<usize> {
-        for agent in &self.agents {
-            let Ok(reply) = http(agent.address(), "GET", "/v1/status/leader", &[], "").await else { continue };
-            let leader = self.agents.iter().position(|agent| reply.body.contains(&format!(":{}\"", agent.ports.server)));
-            if leader.is_some() {
-                return leader;
-            }
-        }
-        None
-    }
-}
-
 impl Ports {
     /// Ports that were free a moment ago.
-    fn free() -> std::io::Result<Self> {
+    pub(super) fn free() -> std::io::Result<Self> {
         let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
         let port = |n: usize| listeners[n].local_addr().map(|address| address.port());
         Ok(Self { http: port(0)?, https: port(1)?, server: port(2)?, serf: port(3)? })
@@ -390,19 +356,14 @@ impl Folder {
     }
 }
 
-/// Starts the process so that it dies with this one where `setpriv` can arrange that; its output goes to a log in its folder.
-fn spawn(binary: &Path, arguments: &[String], folder: &Path) -> std::io::Result<Child> {
+/// Starts an agent; its output goes to a log in its folder.
+fn spawn(binary: &Path, arguments: &[String], folder: &Path) -> std::io::Result<Process> {
     let log = File::options().create(true).append(true).open(folder.join("log"))?;
     let errors = log.try_clone()?;
-    let mut command = if Path::new("/usr/bin/setpriv").exists() {
-        let mut command = Command::new("/usr/bin/setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(binary);
-        command
-    } else {
-        Command::new(binary)
-    };
+    let mut command = mortal(binary);
     for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_SSL"] {
         command.env_remove(name);
     }
-    command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+    command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors);
+    Process::start(&mut command)
 }

@@ -11,6 +11,8 @@ use tokio::net::TcpStream;
 pub struct HttpReply {
     /// The status.
     pub status: u16,
+    /// Status line and headers, as they came.
+    pub head: String,
     /// The body, chunks put together.
     pub body: String,
 }
@@ -30,7 +32,7 @@ pub async fn http(address: SocketAddr, method: &str, path: &str, headers: &[(&st
     let (head, body) = reply.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    Ok(HttpReply { status, body: if chunked { unchunk(body) } else { body.to_owned() } })
+    Ok(HttpReply { status, head: head.to_owned(), body: if chunked { unchunk(body) } else { body.to_owned() } })
 }
 
 fn unchunk(mut body: &str) -> String {
