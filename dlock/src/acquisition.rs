@@ -11,7 +11,6 @@ use dlock_core::{
 };
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
@@ -19,7 +18,8 @@ use crate::error::{LockError, StoreError};
 use crate::gate::Pass;
 use crate::grant::{Grant, HoldLimits};
 use crate::options::{HEAD_START, LEAST_ATTEMPT, LONGEST_WAIT, REPORT_HELD_AFTER, REPORT_WAITING_AFTER, RequestOptions, TRY_LIMIT};
-use crate::session::{Enrolled, Owed, Session, Stage};
+use crate::session::{Enrolled, Owed, Session};
+use crate::stage::Stage;
 
 /// Acquires a key, or says why not; `None` when it was only tried and another holds it.
 ///
@@ -64,10 +64,11 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
         return Err(LockError::ShutDown);
     }
     let limit = engine.clock.now().plus(within);
-    let mut stage = engine.session().stage();
+    let session = engine.session();
     let mut last = None;
     loop {
-        match stage.borrow_and_update().clone() {
+        let (stage, look) = session.stages.look();
+        match stage {
             Stage::Ready(_) => return Ok(()),
             Stage::Opening { error, .. } => last = error.or(last),
             Stage::Refused(cause) => return Err(LockError::NoSession { cause: Some(cause) }),
@@ -75,7 +76,7 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
         }
         tokio::select! {
             biased;
-            _ = stage.changed() => {}
+            () = session.stages.moved_since(look) => {}
             () = engine.clock.sleep_until(limit) => return Err(LockError::NoSession { cause: last }),
         }
     }
@@ -188,7 +189,7 @@ impl Acquisition {
             }
         };
         let clock = self.engine.clock;
-        let Some(seat) = &mut attempt.seat else { return Ok(AcquireEvent::SessionLost) };
+        let Some(seat) = &attempt.seat else { return Ok(AcquireEvent::SessionLost) };
         let call: OptionFuture<_> = attempt.call.as_mut().into();
         let event = tokio::select! {
             biased;
@@ -205,13 +206,16 @@ impl Acquisition {
     /// Gets a session that is believed, and a fresh claim for it.
     async fn take_seat(&mut self, attempt: &mut Attempt, until: Moment) -> Result<AcquireEvent, LockError> {
         attempt.leave_seat();
+        // Its turn or the end of its session may be news to it before the shutdown is; another session would stay behind.
+        if self.engine.stopping.is_cancelled() {
+            return Err(LockError::ShutDown);
+        }
         let session = self.engine.session();
-        let mut stage = session.stage();
         let enrolled = session.enrol();
         let mut failed = 0;
         loop {
-            let now_at = stage.borrow_and_update().clone();
-            match now_at {
+            let (stage, look) = session.stages.look();
+            match stage {
                 Stage::Ready(id) => {
                     let claim = Arc::new(Claim {
                         id: ClaimId::from_bits(fastrand::u128(..)),
@@ -221,7 +225,7 @@ impl Acquisition {
                         acquired_at: Arc::clone(&self.acquired_at),
                         metadata: self.metadata.clone(),
                     });
-                    attempt.seat = Some(Seat { session, id, claim, stage, _enrolled: enrolled });
+                    attempt.seat = Some(Seat { session, id, claim, _enrolled: enrolled });
                     return Ok(AcquireEvent::SessionReady);
                 }
                 Stage::Opening { failures, error: Some(error) } if failures > failed => {
@@ -245,7 +249,7 @@ impl Acquisition {
             let look_again = clock.now().plus(self.engine.options.ttl / 3);
             tokio::select! {
                 biased;
-                _ = stage.changed() => {}
+                () = session.stages.moved_since(look) => {}
                 error = self.interrupted(None) => return Err(error),
                 () = clock.sleep_until(until) => return Ok(AcquireEvent::Elapsed),
                 // The session's keeper may live on a runtime that nobody drives any more.
@@ -346,15 +350,14 @@ struct Seat {
     session: Arc<Session>,
     id: SessionId,
     claim: Arc<Claim>,
-    stage: watch::Receiver<Stage>,
     _enrolled: Enrolled,
 }
 
 impl Seat {
     /// Returns when the session is not believed any more.
-    async fn over(&mut self) {
-        if self.stage.wait_for(|stage| !matches!(stage, Stage::Ready(_))).await.is_err() {
-            std::future::pending::<()>().await;
+    async fn over(&self) {
+        while let (Stage::Ready(_), look) = self.session.stages.look() {
+            self.session.stages.moved_since(look).await;
         }
     }
 }

@@ -76,12 +76,12 @@ impl Engine {
         session
     }
 
-    /// Starts a keeper on this runtime for every session that has none: new ones, and those whose runtime has ended or is not driven.
+    /// Starts a keeper for every session that has none: new ones, and those whose runtime has ended or is not driven.
     pub(crate) fn keep_all(self: &Arc<Self>) {
         for session in self.sessions_mut().iter() {
             if let Some(number) = session.take_over() {
                 // Owned by the session: ends when its lease is done, or another has taken over.
-                tokio::spawn(Keeper::keep(Arc::clone(self), Arc::clone(session), number));
+                self.options.spawn.run(Keeper::keep(Arc::clone(self), Arc::clone(session), number));
             }
         }
     }

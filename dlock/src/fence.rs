@@ -11,6 +11,9 @@ use thiserror::Error;
 /// [`highest`](Self::highest) with the data, and begin with [`starting_at`](Self::starting_at)). A store with conditional writes can do the same
 /// by itself: `UPDATE .. SET fence = :token WHERE fence <= :token`.
 ///
+/// A write that depends on what was read needs the token at the reading too: otherwise a past holder may still write between the present
+/// holder's reading and its write, and that write is lost.
+///
 /// ```
 /// use dlock::{Fence, FencingToken};
 ///

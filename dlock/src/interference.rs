@@ -1,6 +1,6 @@
 //! How the keeper finds out that somebody else ended a lock: audits with every renewal, waiting requests in between.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ impl Audit {
 #[derive(Default)]
 pub(crate) struct Watches {
     running: Running,
-    targets: HashMap<Option<ClaimId>, Watch>,
+    targets: BTreeMap<Option<ClaimId>, Watch>,
 }
 
 #[derive(Default)]

@@ -81,6 +81,7 @@ mod options;
 mod request;
 mod session;
 mod shutdown;
+mod stage;
 mod undo;
 
 pub use connect::{ConnectError, backend, builder, connect};

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::{Inspection, InvalidKey, Key, LockBackend};
+use futures_util::future::BoxFuture;
 
 use crate::connect::{CONNECT_LIMIT, ConnectError};
 use crate::election::Election;
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
-use crate::options::{self, InvalidOptions, LockerOptions, RequestOptions};
+use crate::options::{self, InvalidOptions, LockerOptions, RequestOptions, Spawn};
 use crate::request::{LockRequest, TryRequest, Wanted};
 use crate::shutdown::{ShutdownReport, shut_down};
 
@@ -139,11 +140,12 @@ pub struct LockerBuilder {
     name: String,
     /// The URL it came from, for messages.
     url: Option<String>,
+    spawn: Spawn,
 }
 
 impl LockerBuilder {
     pub(crate) fn new(backend: Arc<dyn LockBackend>) -> Self {
-        Self { backend, ttl: None, name: "dlock".to_owned(), url: None }
+        Self { backend, ttl: None, name: "dlock".to_owned(), url: None, spawn: Spawn::default() }
     }
 
     pub(crate) fn at(mut self, url: String) -> Self {
@@ -164,6 +166,26 @@ impl LockerBuilder {
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// Who runs the background task of each session. Defaults to the runtime of the call that needs it.
+    ///
+    /// A program whose runtime is busy with long polls renews late, and loses its locks; it can keep them on a runtime of their own:
+    ///
+    /// ```
+    /// # fn example(backend: impl dlock::LockBackend) -> Result<dlock::Locker, dlock::InvalidOptions> {
+    /// # let keeping: &'static tokio::runtime::Runtime = todo!();
+    /// let runtime = keeping.handle().clone();
+    /// dlock::Locker::builder(backend).spawn_with(move |task| drop(runtime.spawn(task))).build()
+    /// # }
+    /// ```
+    ///
+    /// The task must be polled inside a tokio runtime with time, and not by the call itself. If it is dropped unfinished, the next awaited call
+    /// hands out another.
+    #[must_use]
+    pub fn spawn_with(mut self, spawn: impl Fn(BoxFuture<'static, ()>) + Send + Sync + 'static) -> Self {
+        self.spawn = Spawn(Some(Arc::new(spawn)));
         self
     }
 
@@ -189,7 +211,8 @@ impl LockerBuilder {
     fn options_unchecked(&self) -> LockerOptions {
         let range = self.backend.capabilities().ttl;
         let ttl = self.ttl.unwrap_or_else(|| options::DEFAULT_TTL.clamp(range.min, range.max));
-        LockerOptions { ttl, owner: format!("{}/{}/{}", host(), std::process::id(), self.name).into() }
+        let owner = format!("{}/{}/{}", host(), std::process::id(), self.name).into();
+        LockerOptions { ttl, owner, spawn: self.spawn.clone() }
     }
 }
 

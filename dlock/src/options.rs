@@ -1,9 +1,12 @@
 //! What can be set, with its defaults and what does not go together.
 
+use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::{Capabilities, InvalidRetryPolicy, Lease, Metadata, ReservedName, RetryPolicy, TtlRange};
+use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +15,26 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct LockerOptions {
     pub(crate) ttl: Duration,
     pub(crate) owner: Arc<str>,
+    pub(crate) spawn: Spawn,
+}
+
+/// Runs a session's background task; on the runtime of the call that needs it, unless the user runs it.
+#[derive(Clone, Default)]
+pub(crate) struct Spawn(pub(crate) Option<Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>>);
+
+impl Spawn {
+    pub(crate) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match &self.0 {
+            Some(spawn) => spawn(Box::pin(task)),
+            None => drop(tokio::spawn(task)),
+        }
+    }
+}
+
+impl fmt::Debug for Spawn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "by the user" } else { "on the runtime of the call" })
+    }
 }
 
 /// The default ttl, as in Consul's own tools.

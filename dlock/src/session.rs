@@ -2,7 +2,7 @@
 //!
 //! Everyone may look and hand things in; only the session's [keeper](crate::keeper) steps its lease.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -13,13 +13,14 @@ use dlock_core::{
     SessionId,
 };
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::gate::Pass;
 use crate::grant::{Grant, HoldLimits};
+use crate::stage::{Stage, Stages};
 
 pub(crate) struct Session {
     engine: Weak<Engine>,
@@ -32,7 +33,7 @@ pub(crate) struct Session {
     state: Mutex<State>,
     /// Wakes the keeper.
     pub(crate) wake: Notify,
-    stage: watch::Sender<Stage>,
+    pub(crate) stages: Stages,
     /// Tells those who wait until nothing is held and nothing owed.
     pub(crate) quiet: Notify,
     /// Which keeper keeps it, counted from one; zero while none does.
@@ -41,23 +42,11 @@ pub(crate) struct Session {
     heard_by: AtomicU64,
 }
 
-/// What an acquisition must know of a session.
-#[derive(Clone, Debug)]
-pub(crate) enum Stage {
-    /// Not opened yet; so many attempts failed, the last one with this.
-    Opening { failures: u32, error: Option<StoreError> },
-    /// Believed: claim with it.
-    Ready(SessionId),
-    /// The store refused to open it.
-    Refused(StoreError),
-    /// Not to be claimed with any more.
-    Over,
-}
-
 struct State {
     lease: Lease,
     id: Option<SessionId>,
-    grants: HashMap<ClaimId, Arc<Grant>>,
+    /// In an order that is the same in every run, like everything that others can see the order of.
+    grants: BTreeMap<ClaimId, Arc<Grant>>,
     /// When to look at a grant of its own accord: its `hold_at_most`, or a report.
     timers: BTreeSet<(Moment, ClaimId)>,
     /// The grants that want to be told ahead of the deadline.
@@ -124,7 +113,7 @@ impl Session {
         let state = State {
             lease,
             id: None,
-            grants: HashMap::new(),
+            grants: BTreeMap::new(),
             timers: BTreeSet::new(),
             early: BTreeSet::new(),
             lingering: BTreeMap::new(),
@@ -149,7 +138,7 @@ impl Session {
             state: Mutex::new(state),
             wake: Notify::new(),
             quiet: Notify::new(),
-            stage: watch::Sender::new(Stage::Opening { failures: 0, error: None }),
+            stages: Stages::new(),
             keeper: AtomicU64::new(0),
             heard_by: AtomicU64::new(0),
         }
@@ -218,17 +207,13 @@ impl Session {
         self.loss.get().copied()
     }
 
-    pub(crate) fn stage(&self) -> watch::Receiver<Stage> {
-        self.stage.subscribe()
-    }
-
     pub(crate) fn id(&self) -> Option<SessionId> {
         self.state().id.clone()
     }
 
     /// Whether new claims may use it.
     pub(crate) fn is_usable(&self) -> bool {
-        let over = matches!(*self.stage.borrow(), Stage::Over | Stage::Refused(_));
+        let over = matches!(self.stages.look().0, Stage::Over | Stage::Refused(_));
         !over && self.state().ending == Ending::Wanted
     }
 
@@ -423,7 +408,7 @@ impl Session {
         drop(state);
         drop((inbox, given_up));
         self.quiet.notify_waiters();
-        self.stage.send_if_modified(|stage| {
+        self.stages.advance(|stage| {
             let open = matches!(stage, Stage::Opening { .. } | Stage::Ready(_));
             if open {
                 *stage = Stage::Over;
@@ -463,7 +448,7 @@ impl Session {
         let id = state.id.clone();
         drop(state);
         self.report(before, health, id.as_ref(), error.as_ref());
-        self.stage.send_if_modified(|stage| match (health, &mut *stage) {
+        self.stages.advance(|stage| match (health, &mut *stage) {
             (Health::Opening, Stage::Opening { failures, error: last }) if matches!(event, LeaseEvent::Failed(_)) => {
                 *failures += 1;
                 *last = error;

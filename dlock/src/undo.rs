@@ -50,13 +50,14 @@ impl Undoing {
         let clock = session.clock();
         let Some(owed) = &mut self.owed else { return Undone::WithSession };
         let Some(id) = session.id() else { return Undone::WithSession };
-        let mut stage = session.stage();
         let gone = async {
             // A session that only expired may still be alive at the store, so its claims are released all the same.
-            while session.loss() != Some(Loss::SessionGone) {
-                if stage.changed().await.is_err() {
-                    std::future::pending::<()>().await;
+            loop {
+                let (_, look) = session.stages.look();
+                if session.loss() == Some(Loss::SessionGone) {
+                    return;
                 }
+                session.stages.moved_since(look).await;
             }
         };
         let claim = Arc::clone(&owed.claim);

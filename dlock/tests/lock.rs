@@ -190,6 +190,20 @@ async fn concurrent_acquisitions_share_one_session() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_is_kept_by_whom_the_user_says() {
+    let (memory, (keep, mut kept)) = (Memory::queue(), tokio::sync::mpsc::unbounded_channel());
+    let locker = Locker::builder(memory.clone()).spawn_with(move |task| keep.send(task).unwrap()).build().unwrap();
+    let mut acquiring = locker.lock("a").into_future();
+    assert!(tokio::time::timeout(secs(1), &mut acquiring).await.is_err());
+    assert_eq!(memory.control().all_calls(), 0, "nobody runs the task yet");
+    tokio::spawn(kept.try_recv().unwrap());
+    let guard = acquiring.await.unwrap();
+    pass(secs(60)).await;
+    assert_eq!(guard.check(), Ok(()));
+    assert!(kept.try_recv().is_err(), "one task keeps one session");
+}
+
+#[tokio::test(start_paused = true)]
 async fn run_gives_back_and_a_failed_release_does_not_hide_the_value() {
     for (memory, locker) in stores() {
         let value = locker.lock("a").run(|held| async move { held.token().is_some() }).await.unwrap();

@@ -25,6 +25,24 @@ async fn an_acquisition_that_wakes_after_shutdown_opens_no_session() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_turn_at_the_gate_that_comes_as_shutdown_begins_opens_no_session() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock("a").await.unwrap();
+        let mut at_the_gate = Box::pin(locker.lock("a").into_future());
+        assert!(futures_util::poll!(&mut at_the_gate).is_pending());
+        guard.release().await.unwrap();
+        memory.control().delay_next(Call::Open, secs(1));
+        let mut shutdown = Box::pin(locker.shutdown(secs(5)));
+        assert!(futures_util::poll!(&mut shutdown).is_pending());
+        // Turn and shutdown are news to it at once, while the shutdown still goes on.
+        assert!(matches!(at_the_gate.await, Err(LockError::ShutDown)));
+        let report = shutdown.await;
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(memory.control().sessions(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_grant_answered_as_shutdown_begins_is_given_back() {
     for (memory, locker) in stores() {
         locker.ready(secs(1)).await.unwrap();
