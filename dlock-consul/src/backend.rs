@@ -253,10 +253,9 @@ impl Shared {
                 return Ok(Release::Released);
             }
         }
-        // A plain write leaves a key to its session and takes the claim's id away: what was granted is still ours, unless another claim's
+        // A plain write leaves a key to its session and takes the claim's id away: what was claimed is still ours, unless another claim's
         // id is there.
-        let granted = matches!(state, Some(ClaimState::Held { .. } | ClaimState::Releasing));
-        let ours = |entry: &Entry| entry.claim() == Some(claim.id) || granted && entry.claim().is_none();
+        let ours = |entry: &Entry| entry.claim() == Some(claim.id) || state.is_some() && entry.claim().is_none();
         // A failed check proves nothing: read, and act on what is there.
         for _ in 0..3 {
             let entry = self.read(&claim.key).await?;

@@ -312,6 +312,23 @@ async fn amended_metadata_keeps_the_token_and_the_release() {
 }
 
 #[tokio::test]
+async fn a_lock_whose_value_somebody_overwrote_is_given_back_with_that_value() {
+    let bench = bench().await;
+    for (n, key, flags) in [(1, "value", GO_FLAGS), (2, "value-and-flags", "0")] {
+        held(&bench.consul, &bench.session, &claim(key, n)).await;
+        raw(&bench.agent, "PUT", &format!("/v1/kv/{key}?flags={flags}"), "precious").await;
+        assert_eq!(bench.consul.release(&bench.session, &claim(key, n)).await.unwrap(), Release::Released, "{key}");
+        let left = raw(&bench.agent, "GET", &format!("/v1/kv/{key}"), "").await;
+        assert!(!left.contains("Session") && left.contains(&format!("\"Flags\": {flags},")), "{left}");
+        assert_eq!(raw(&bench.agent, "GET", &format!("/v1/kv/{key}?raw"), "").await, "precious");
+    }
+    held(&bench.consul, &bench.session, &claim("value", 3)).await;
+    // By its flags it is no lock any more.
+    let refused = bench.consul.claim(&bench.session, &claim("value-and-flags", 4), Place::Try).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+}
+
+#[tokio::test]
 async fn only_the_present_grant_is_evicted() {
     let bench = bench().await;
     let token = held(&bench.consul, &bench.session, &claim("k", 1)).await;

@@ -1,7 +1,7 @@
 //! What dlock is tested with, for users' own tests and for authors of backends.
 
-#[cfg(feature = "contract")]
-pub mod contract;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 #[cfg(feature = "memory")]
 pub mod memory;
 #[cfg(feature = "proxy")]
