@@ -47,6 +47,7 @@ fn slow_messages_break_nothing() {
 #[test]
 fn repeated_messages_break_nothing() {
     holds(Bounds { wants: [2, 1], repeated: 1, ..SHORT });
+    holds(Bounds { repeated: 1, place: Place::Try, ..SHORT });
 }
 
 #[test]
@@ -59,6 +60,11 @@ fn cancelled_acquisitions_leave_nothing() {
 #[test]
 fn paused_clients_and_late_clocks_break_nothing() {
     holds(Bounds { pauses: 1, drifts: 1, horizon: Duration::from_secs(1), ..Bounds::CALM });
+}
+
+#[test]
+fn slow_answers_and_late_clocks_break_nothing() {
+    holds(Bounds { slow: 1, drifts: 1, ..SHORT });
 }
 
 #[test]
@@ -99,14 +105,20 @@ fn a_cancelled_claim_that_is_not_undone_is_found() {
 
 #[test]
 fn busy_taken_for_nothing_owed_is_found() {
-    let bounds = Bounds { slow: 1, place: Place::Try, ..SHORT };
-    finds(Bug::BusyMeansNothingOwed, &[Profile::Queue], "no orphan is renewed", bounds);
+    // Where a refused try leaves a tombstone, nothing is owed indeed.
+    let bounds = Bounds { slow: 1, interventions: 1, place: Place::Try, ..SHORT };
+    finds(Bug::BusyMeansNothingOwed, &[Profile::Slot], "no orphan is renewed", bounds);
 }
 
 #[test]
 fn trust_in_a_keys_absence_is_found() {
     let bounds = Bounds { slow: 1, interventions: 1, ..SHORT };
     finds(Bug::TrustsAbsence, &[Profile::Slot], "what was undone stays undone", bounds);
+}
+
+#[test]
+fn a_lost_wake_up_is_found() {
+    finds(Bug::LostWakeUp, BOTH, "whoever waits is moved", SHORT);
 }
 
 #[test]

@@ -4,17 +4,19 @@
 //! runs late, callers that cancel, an operator who interferes, and a resource that checks fencing tokens. Faults have budgets; what has
 //! no budget is prompt, so that a walk ends.
 
-mod client;
+mod process;
 mod properties;
 mod world;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use dlock_core::{Key, Place};
 use dlock_testkit::memory::{Profile, Rules, Store};
 use stateright::{Model, Property};
 
-pub use client::Client;
+use crate::machines::Terms;
+pub use process::Process;
 pub use world::{Event, Message, Operator, World};
 
 /// A walk: the store's profile, how much of what may happen, and a bug to plant.
@@ -86,6 +88,8 @@ pub enum Bug {
     BusyMeansNothingOwed,
     /// A release is taken for a fence although a copy of the claim was guarded by nothing but the key's absence.
     TrustsAbsence,
+    /// An acquisition that awaits a session is not told when it is open.
+    LostWakeUp,
     /// The resource does not look at tokens.
     NoFence,
 }
@@ -109,10 +113,16 @@ pub(crate) const TTL: Duration = Duration::from_millis(600);
 /// As much as the margin allows.
 pub(crate) const DRIFT: Duration = dlock_core::Lease::LEAST_MARGIN;
 
-/// The one key that all want.
-pub(crate) fn key() -> Key {
-    Key::new("k").unwrap_or_else(|invalid| unreachable!("{invalid}"))
-}
+/// What all clients are set to. They neither audit nor watch: interference is mended by the token alone.
+static TERMS: LazyLock<Terms> = LazyLock::new(|| Terms {
+    key: Key::new("k").unwrap_or_else(|invalid| unreachable!("{invalid}")),
+    ttl: TTL,
+    lapses_within_ttls: 1,
+    attempt: Duration::from_millis(100),
+    patience: Duration::from_millis(250),
+    longest_wait: Duration::from_secs(60),
+    watches: false,
+});
 
 impl Model for Walk {
     type State = World;

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dlock_core::{ClaimId, FencingToken, Moment};
+use dlock_core::{ClaimId, FencingToken, Moment, RetryPolicy};
 use dlock_testkit::memory::{Reply, Request, Store};
 
-use super::client::Client;
-use super::{Bounds, Bug, DRIFT, key};
+use super::process::{Around, Process};
+use super::{Bounds, Bug, DRIFT, TERMS};
+use crate::machines::{Answer, CallId, Client, Want};
 
 /// Everything there is: the store, the clients, what is under way between them, and the protected resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,7 +18,7 @@ pub struct World {
     /// The store.
     pub store: Store,
     /// Its clients.
-    pub clients: Vec<Client>,
+    pub clients: Vec<Process>,
     /// What is under way.
     pub messages: Vec<Message>,
     /// Tokens that go with writes under way.
@@ -26,6 +27,8 @@ pub struct World {
     pub accepted: Option<FencingToken>,
     /// The resource accepted a write that was older than one before.
     pub overwritten: bool,
+    /// The resource refused a write of the very claim that holds the key.
+    pub refused_holder: bool,
     /// Claims whose release the store has answered.
     pub undone: BTreeSet<ClaimId>,
     /// An operator has interfered.
@@ -42,7 +45,7 @@ pub struct Message {
     /// Whose.
     pub client: usize,
     /// Which call of that client; never that of two calls at once.
-    pub call: u8,
+    pub call: CallId,
     /// What.
     pub content: Content,
     /// It may take any time.
@@ -113,11 +116,12 @@ impl World {
         Self {
             now,
             store,
-            clients: (0..bounds.wants.len()).map(Client::new).collect(),
+            clients: (0..bounds.wants.len()).map(Process::new).collect(),
             messages: Vec::new(),
             writes: Vec::new(),
             accepted: None,
             overwritten: false,
+            refused_holder: false,
             undone: BTreeSet::new(),
             interfered: false,
             left: bounds,
@@ -129,8 +133,9 @@ impl World {
     /// Everything that can happen now.
     pub(super) fn events(&self, events: &mut Vec<Event>) {
         let left = &self.left;
-        for (c, client) in self.clients.iter().enumerate() {
-            if client.paused {
+        for (c, process) in self.clients.iter().enumerate() {
+            let client = &process.client;
+            if process.paused {
                 events.push(Event::Resume(c));
                 continue;
             }
@@ -142,14 +147,14 @@ impl World {
             }
             if client.holds() {
                 events.push(Event::Release(c));
-                if left.writes > 0 && client.believes(self.now) {
+                if left.writes > 0 && process.believes(self.now) {
                     events.push(Event::Write(c));
                 }
             }
-            if client.is_woken(&self.store) {
+            if process.woken(&self.store).is_some() {
                 events.push(Event::Wake(c));
             }
-            if client.is_due(self.now) {
+            if process.is_due(self.now) {
                 events.push(Event::Due(c));
             }
             if left.pauses > 0 && (client.holds() || client.is_acquiring()) {
@@ -181,7 +186,7 @@ impl World {
             }
         }
         events.extend((0..self.writes.len()).map(Event::Written));
-        if left.interventions > 0 && self.store.holder_of(&key()).is_some() {
+        if left.interventions > 0 && self.store.holder_of(&TERMS.key).is_some() {
             events.extend([Operator::EndsSession, Operator::DeletesKey, Operator::ReleasesByForce].map(Event::Operator));
         }
         if self.next_moment().is_some() {
@@ -198,11 +203,11 @@ impl World {
         if self.messages.iter().any(prompt) {
             return None;
         }
-        let awake = || self.clients.iter().filter(|client| !client.paused);
-        if awake().any(|client| client.is_due(self.now) || client.is_woken(&self.store)) {
+        let awake = || self.clients.iter().filter(|process| !process.paused);
+        if awake().any(|process| process.is_due(self.now) || process.woken(&self.store).is_some()) {
             return None;
         }
-        let next = awake().map(Client::next_moment).chain(self.store.next_change()).min()?;
+        let next = awake().map(Process::next_moment).chain(self.store.next_change()).min()?;
         (next > self.now && next <= self.ends).then_some(next)
     }
 
@@ -211,16 +216,18 @@ impl World {
         match event {
             Event::Want(c) => {
                 self.left.wants[c] -= 1;
-                self.act(c, Client::want);
+                let retry = RetryPolicy::fixed(Duration::from_millis(50));
+                let want = Want { op: 0, place: self.left.place, retry, deadline: None };
+                self.act(c, |client, around| client.want(want, around));
             }
             Event::Cancel(c) => {
                 self.left.cancels -= 1;
-                self.act(c, Client::cancel);
+                self.act(c, |client, around| client.cancel(around));
             }
-            Event::Release(c) => self.act(c, Client::release),
+            Event::Release(c) => self.act(c, |client, around| client.release(around)),
             Event::Write(c) => {
                 self.left.writes -= 1;
-                self.writes.extend(self.clients[c].token());
+                self.writes.extend(self.clients[c].client.granted().map(|(_, token)| token));
             }
             Event::Written(w) => {
                 let token = self.writes.remove(w);
@@ -233,7 +240,7 @@ impl World {
                         let reply = self.apply(&request);
                         self.answer(message.client, message.call, reply);
                     }
-                    Content::Reply(reply) => self.act(message.client, |client, world| client.hear(message.call, reply, world)),
+                    Content::Reply(reply) => self.hear(message.client, message.call, reply),
                 }
             }
             Event::ArriveUnheard(m) => {
@@ -260,8 +267,12 @@ impl World {
                 self.left.slow -= 1;
                 self.messages[m].slow = true;
             }
-            Event::Wake(c) => self.act(c, Client::wake),
-            Event::Due(c) => self.act(c, Client::due),
+            Event::Wake(c) => {
+                if let Some(woken) = self.clients[c].woken(&self.store) {
+                    self.act(c, |client, around| client.wake(woken, around));
+                }
+            }
+            Event::Due(c) => self.act(c, |client, around| client.due(around)),
             Event::Pause(c) => {
                 self.left.pauses -= 1;
                 self.clients[c].paused = true;
@@ -284,14 +295,18 @@ impl World {
         }
     }
 
-    fn act(&mut self, c: usize, act: impl FnOnce(&mut Client, &mut Self)) {
-        let mut client = std::mem::replace(&mut self.clients[c], Client::new(c));
-        act(&mut client, self);
-        self.clients[c] = client;
+    fn act(&mut self, c: usize, act: impl FnOnce(&mut Client, &mut Around<'_>)) {
+        let mut client = std::mem::replace(&mut self.clients[c].client, Client::new(c as u8));
+        act(&mut client, &mut Around { world: self, me: c });
+        self.clients[c].client = client;
+    }
+
+    fn hear(&mut self, c: usize, call: CallId, reply: Reply) {
+        self.act(c, |client, around| _ = client.hear(call, Answer::Reply(reply), around));
     }
 
     /// Applies a request that arrives; its client, its call and the reply.
-    fn arrive(&mut self, m: usize) -> (usize, u8, Reply) {
+    fn arrive(&mut self, m: usize) -> (usize, CallId, Reply) {
         let Message { client, call, content, .. } = self.messages.remove(m);
         match content {
             Content::Request(request) => (client, call, self.apply(&request)),
@@ -300,11 +315,11 @@ impl World {
     }
 
     /// The reply is heard at once, unless the client is paused.
-    fn answer(&mut self, client: usize, call: u8, reply: Reply) {
+    fn answer(&mut self, client: usize, call: CallId, reply: Reply) {
         if self.clients[client].paused {
             self.messages.push(Message { client, call, content: Content::Reply(reply), slow: false });
         } else {
-            self.act(client, |client, world| client.hear(call, reply, world));
+            self.hear(client, call, reply);
         }
     }
 
@@ -327,19 +342,21 @@ impl World {
 
     fn write(&mut self, token: FencingToken) {
         let stale = self.accepted.is_some_and(|accepted| token < accepted);
-        if stale && self.bug == Some(Bug::NoFence) {
-            self.overwritten = true;
+        if !stale || self.bug == Some(Bug::NoFence) {
+            self.overwritten |= stale;
+            self.accepted = Some(token);
+        } else {
+            self.refused_holder |= self.store.holder_of(&TERMS.key).is_some_and(|(_, _, holding)| holding == token);
         }
-        self.accepted = self.accepted.max(Some(token));
     }
 
     fn interfere(&mut self, operator: Operator) {
         self.interfered = true;
-        let key = key();
-        let holder = self.store.holder_of(&key).map(|(session, ..)| session.clone());
+        let key = &TERMS.key;
+        let holder = self.store.holder_of(key).map(|(session, ..)| session.clone());
         match (operator, holder) {
-            (Operator::DeletesKey, _) => self.store.delete(&key),
-            (Operator::ReleasesByForce, _) => _ = self.store.evict(&key),
+            (Operator::DeletesKey, _) => self.store.delete(key),
+            (Operator::ReleasesByForce, _) => _ = self.store.evict(key),
             (Operator::EndsSession, Some(session)) => self.store.end_session(&session, self.now),
             (Operator::EndsSession, None) => {}
         }

@@ -1,0 +1,24 @@
+//! Another process that holds a lock: `holder ADDRESS KEY TTL-IN-MILLISECONDS`; says when it holds it, and gives it back at the end
+//! of its input.
+
+use std::time::Duration;
+
+use dlock::Locker;
+use dlock_consul::{Consul, ConsulOptions};
+use dlock_core::TtlRange;
+use tokio::io::AsyncReadExt;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [address, key, ttl] = arguments.as_slice() else { return Err("usage: holder ADDRESS KEY TTL-IN-MILLISECONDS".into()) };
+    let range = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
+    let consul = Consul::new(ConsulOptions::new().address(address)?.ttl_range(range))?;
+    let locker = Locker::builder(consul).ttl(Duration::from_millis(ttl.parse()?)).name("holder").build()?;
+    let guard = locker.lock(key).await?;
+    println!("held");
+    tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
+    guard.release().await?;
+    locker.shutdown(Duration::from_secs(2)).await;
+    Ok(())
+}

@@ -1,0 +1,396 @@
+//! What must be true of a run's histories, which know what workers were told and when, but not what the store did unheard.
+//!
+//! - Tokens are unique, and grow from one holder to the next.
+//! - Nobody believes to hold a lock when a later holder is told that it has it. Who stood still is excused until it goes on, and whose lock an
+//!   operator touched for two ttl: it hears of that by the audit that follows its next renewal, if not before.
+//! - A fenced register accepts no token below one that it has accepted.
+//! - Some order of the operations explains everything that workers were answered ([`crate::wgl`]).
+//! - Once faults are over, every key is granted again; nothing is told to be left over.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::storm::{Kind, Strike};
+use crate::history::{Event, History, Op, Outcome, Reason, Refusal};
+use crate::wgl::{self, Operation, Verdict};
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Proof {
+    /// What should not be, each in a sentence.
+    pub violations: Vec<String>,
+    /// Acquisitions and releases that were answered before faults were over.
+    pub in_storm: usize,
+    /// Acquisitions that brought the lock.
+    pub held: usize,
+    /// Acquisitions that did not, by reason.
+    pub refused: BTreeMap<String, usize>,
+    /// Releases that were answered, by answer.
+    pub released: BTreeMap<String, usize>,
+    /// Locks that were lost, by reason.
+    pub lost: BTreeMap<String, usize>,
+    /// Of those whose loss nobody caused: the shortest time by which it was told before the next holder was.
+    pub closest: Option<Duration>,
+    /// Holders that believed on after an operator's act while the next one held the lock.
+    pub after_interference: usize,
+    /// The longest that both did.
+    pub longest_after_interference: Duration,
+    /// Operations for which an order was found that explains them, those of which nobody knows whether they took effect included.
+    pub explained: usize,
+    /// Holders that stood still while the next one held the lock.
+    pub stood_still: usize,
+}
+
+/// A lock that a worker was told it holds.
+#[derive(Clone, Copy, Debug)]
+struct Holding {
+    op: Op,
+    client: u8,
+    token: u64,
+    wanted_at: u64,
+    from: u64,
+    /// When it began to give it back, was told of its loss, or was killed.
+    until: u64,
+    lost: Option<Reason>,
+}
+
+/// After a pause, and before it is told, a process may need so long on a busy machine.
+const RESUME: u64 = 500_000;
+
+/// How many steps the search for an order may take; some ten thousand are needed for an hour of a key.
+const SEARCH: usize = 3_000_000;
+
+/// Looks at the histories of all keys.
+pub fn prove(histories: &BTreeMap<String, History>, strikes: &[Strike], ttl: Duration) -> Proof {
+    let mut proof = Proof::default();
+    for (key, history) in histories {
+        let mut looking = Looking { key, strikes, hears_within: ttl * 2, proof: &mut proof };
+        let holdings = looking.read(history);
+        looking.tokens_grow(&holdings);
+        looking.nobody_believes_for_long(holdings);
+        looking.an_order_explains_it(history);
+    }
+    proof
+}
+
+struct Looking<'a> {
+    key: &'a str,
+    strikes: &'a [Strike],
+    hears_within: Duration,
+    proof: &'a mut Proof,
+}
+
+impl Looking<'_> {
+    fn object(&mut self, what: fmt::Arguments<'_>) {
+        self.proof.violations.push(format!("{}: {what}", self.key));
+    }
+
+    /// The holdings, with their ends; counts what is told, and looks at what a line says by itself.
+    fn read(&mut self, history: &History) -> Vec<Holding> {
+        let mut wanted: BTreeMap<Op, u64> = BTreeMap::new();
+        let mut open: BTreeMap<Op, Holding> = BTreeMap::new();
+        let mut closed = Vec::new();
+        let (mut highest, mut healed, mut granted_since) = (0, None, false);
+        for line in history.lines() {
+            let (at, client) = (line.at, line.client.unwrap_or(u8::MAX));
+            let answers = matches!(line.event, Event::Held { .. } | Event::Refused { .. } | Event::Released { .. });
+            self.proof.in_storm += usize::from(answers && healed.is_none());
+            let mut close = |op: Op, lost| closed.extend(open.remove(&op).map(|holding| Holding { until: at, lost, ..holding }));
+            match &line.event {
+                Event::Wants { op, .. } => _ = wanted.insert(*op, at),
+                Event::Held { op, token } => {
+                    let wanted_at = wanted.get(op).copied().unwrap_or(at);
+                    open.insert(*op, Holding { op: *op, client, token: *token, wanted_at, from: at, until: at, lost: None });
+                    self.proof.held += 1;
+                    granted_since |= healed.is_some();
+                }
+                Event::Refused { why, .. } => *self.proof.refused.entry(named::<Refusal>(why)).or_default() += 1,
+                Event::Released { outcome, .. } => *self.proof.released.entry(named::<Outcome>(outcome)).or_default() += 1,
+                Event::Lost { op, reason } => {
+                    close(*op, Some(*reason));
+                    *self.proof.lost.entry(named::<Reason>(reason)).or_default() += 1;
+                }
+                Event::Releasing { op } => close(*op, None),
+                Event::Crashed => {
+                    let of_client: Vec<Op> = open.values().filter(|one| one.client == client).map(|one| one.op).collect();
+                    closed.extend(of_client.iter().filter_map(|op| open.remove(op)).map(|one| Holding { until: at, ..one }));
+                }
+                Event::Wrote { op, token, accepted: true } if *token < highest => {
+                    self.object(format_args!("the fence accepted token {token} of acquisition {op} after token {highest}"));
+                }
+                Event::Wrote { token, accepted: true, .. } => highest = *token,
+                Event::Healed => healed = Some(at),
+                Event::Left { what } => {
+                    // Told to the history of every key.
+                    let left = format!("worker {client} left {what}");
+                    if !self.proof.violations.contains(&left) {
+                        self.proof.violations.push(left);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if healed.is_some() && !granted_since {
+            self.object(format_args!("nobody got the lock any more once faults were over"));
+        }
+        for Holding { op, client, token, .. } in open.values() {
+            self.object(format_args!("acquisition {op} of worker {client}, token {token}, never ended"));
+        }
+        closed
+    }
+
+    fn tokens_grow(&mut self, holdings: &[Holding]) {
+        let mut wanted: Vec<&Holding> = holdings.iter().collect();
+        let mut told: Vec<&Holding> = wanted.clone();
+        wanted.sort_by_key(|holding| holding.wanted_at);
+        told.sort_by_key(|holding| holding.from);
+        let mut told = told.into_iter().peekable();
+        // The highest token that was surely granted before.
+        let mut highest = 0;
+        for holding in wanted {
+            while let Some(earlier) = told.next_if(|earlier| earlier.from < holding.wanted_at) {
+                highest = highest.max(earlier.token);
+            }
+            if holding.token <= highest {
+                let Holding { op, token, .. } = holding;
+                self.object(format_args!("acquisition {op} was granted token {token} after token {highest}"));
+            }
+        }
+    }
+
+    fn nobody_believes_for_long(&mut self, mut holdings: Vec<Holding>) {
+        // By token is the order in which the store granted.
+        holdings.sort_by_key(|holding| holding.token);
+        for pair in holdings.windows(2) {
+            if pair[0].token == pair[1].token {
+                let (one, other) = (pair[0].op, pair[1].op);
+                self.object(format_args!("acquisitions {one} and {other} have the same token {}", pair[0].token));
+            }
+        }
+        let mut next: Option<Holding> = None;
+        for holding in holdings.iter().rev() {
+            if let Some(next) = next {
+                self.judge(holding, &next);
+            }
+            next = next.filter(|next| next.from < holding.from).or(Some(*holding));
+        }
+    }
+
+    /// `next` is the earliest told of those that were granted later.
+    fn judge(&mut self, holding: &Holding, next: &Holding) {
+        if holding.until <= next.from {
+            if matches!(holding.lost, Some(Reason::Expired | Reason::SessionGone)) && !self.is_interfered_with(holding, next) {
+                let by = Duration::from_micros(next.from - holding.until);
+                self.proof.closest = Some(self.proof.closest.map_or(by, |closest| closest.min(by)));
+            }
+            return;
+        }
+        let (client, key) = (Some(holding.client), Some(self.key));
+        let concerns = |strike: &&Strike| strike.from <= next.from && strike.until >= holding.from;
+        let paused = |strike: &&Strike| strike.kind == Kind::PauseWorker && strike.client == client;
+        let mut strikes = self.strikes.iter().filter(concerns);
+        if strikes.clone().filter(paused).any(|pause| holding.until <= pause.until + RESUME) {
+            self.proof.stood_still += 1;
+            return;
+        }
+        let acted = strikes.any(|strike| {
+            let this = if strike.kind == Kind::EndSession { strike.client == client } else { strike.key.as_deref() == key };
+            strike.kind.is_interference() && this
+        });
+        if acted {
+            let beside = Duration::from_micros(holding.until - next.from);
+            self.proof.after_interference += 1;
+            self.proof.longest_after_interference = self.proof.longest_after_interference.max(beside);
+            if beside <= self.hears_within {
+                return;
+            }
+        }
+        let Holding { op, token, until, .. } = holding;
+        self.object(format_args!(
+            "worker {} believed in token {token} (acquisition {op}) until {until}, {} us after worker {} was told that it holds \
+             token {} (acquisition {}, at {})",
+            holding.client,
+            until - next.from,
+            next.client,
+            next.token,
+            next.op,
+            next.from
+        ));
+    }
+
+    fn an_order_explains_it(&mut self, history: &History) {
+        let operations = wgl::operations(history);
+        match wgl::order(&operations, false, SEARCH) {
+            Verdict::Linearizable => self.proof.explained += operations.len(),
+            Verdict::Illegal { stuck } => {
+                let Operation { from, by, .. } = operations[stuck];
+                self.object(format_args!("no order of the operations allows {} between {from} and {by:?}", operations[stuck]));
+            }
+            Verdict::Undecided => self.object(format_args!("no order of {} operations in {SEARCH} steps", operations.len())),
+        }
+    }
+
+    fn is_interfered_with(&self, holding: &Holding, next: &Holding) -> bool {
+        let acts = self.strikes.iter().filter(|strike| strike.kind.is_interference());
+        acts.filter(|act| act.client == Some(holding.client) || act.key.as_deref() == Some(self.key))
+            .any(|act| act.from <= next.from && act.until >= holding.from)
+    }
+}
+
+/// The name under which it stands in a history.
+fn named<T: serde::Serialize>(word: &T) -> String {
+    serde_json::to_value(word).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(2);
+
+    /// What is found in lines of worker n's acquisition n; where none says that a lock was wanted, it was just before it was held.
+    fn found(lines: &[(u64, u8, Event)], strikes: &[Strike]) -> Proof {
+        let mut history = History::default();
+        let asked = |op: &Op| lines.iter().any(|(.., event)| matches!(event, Event::Wants { op: asked, .. } if asked == op));
+        for (at, client, event) in lines {
+            if let Event::Held { op, .. } = event
+                && !asked(op)
+            {
+                history.push(*at - 1, Some(*client), wants(*op));
+            }
+            history.push(*at, Some(*client), event.clone());
+        }
+        prove(&BTreeMap::from([("k".to_owned(), history)]), strikes, TTL)
+    }
+
+    fn wants(op: Op) -> Event {
+        Event::Wants { op, tries: false }
+    }
+
+    fn held(op: Op, token: u64) -> Event {
+        Event::Held { op, token }
+    }
+
+    fn lost(op: Op, reason: Reason) -> Event {
+        Event::Lost { op, reason }
+    }
+
+    #[test]
+    fn holders_that_take_turns_are_fine_and_the_closest_call_is_told() {
+        let proof = found(
+            &[
+                (1, 1, wants(1)),
+                (2, 1, held(1, 7)),
+                (5, 1, lost(1, Reason::Expired)),
+                (3, 2, wants(2)),
+                (9, 2, held(2, 8)),
+                (11, 2, Event::Releasing { op: 2 }),
+            ],
+            &[],
+        );
+        assert_eq!(proof.violations, [""; 0]);
+        assert_eq!((proof.held, proof.closest), (2, Some(Duration::from_micros(4))));
+    }
+
+    #[test]
+    fn a_holder_that_believes_beyond_the_next_ones_grant_is_a_violation() {
+        let lines = [(2, 1, held(1, 7)), (6, 2, held(2, 8)), (9, 1, lost(1, Reason::Expired)), (9, 2, Event::Releasing { op: 2 })];
+        let proof = found(&lines, &[]);
+        assert_eq!(proof.violations.len(), 1, "{:?}", proof.violations);
+        assert!(proof.violations[0].contains("believed in token 7"), "{:?}", proof.violations);
+    }
+
+    #[test]
+    fn who_stood_still_is_excused_until_it_goes_on_and_no_longer() {
+        let pause = Strike { kind: Kind::PauseWorker, from: 3, until: 9_000_000, client: Some(1), key: None };
+        let lines = |told| {
+            [
+                (2, 1, held(1, 7)),
+                (6_000_000, 2, held(2, 8)),
+                (6_000_009, 2, Event::Releasing { op: 2 }),
+                (told, 1, lost(1, Reason::Expired)),
+            ]
+        };
+        let excused = found(&lines(9_000_100), std::slice::from_ref(&pause));
+        assert_eq!((excused.violations.len(), excused.stood_still), (0, 1));
+        assert_eq!(found(&lines(9_600_000), &[pause]).violations.len(), 1);
+    }
+
+    #[test]
+    fn an_operators_act_excuses_the_holder_that_it_concerns() {
+        let act = |client| Strike { kind: Kind::EndSession, from: 3, until: 5, client: Some(client), key: None };
+        let lines =
+            [(2, 1, held(1, 7)), (6, 2, held(2, 8)), (9, 1, lost(1, Reason::SessionGone)), (9, 2, Event::Releasing { op: 2 })];
+        let excused = found(&lines, &[act(1)]);
+        assert_eq!((excused.violations.len(), excused.after_interference), (0, 1));
+        assert_eq!(excused.longest_after_interference, Duration::from_micros(3));
+        assert_eq!(found(&lines, &[act(2)]).violations.len(), 1);
+    }
+
+    #[test]
+    fn an_operators_act_excuses_nobody_for_ever() {
+        let act = Strike { kind: Kind::DeleteKey, from: 3, until: 5, client: None, key: Some("k".to_owned()) };
+        let lines = [
+            (2, 1, held(1, 7)),
+            (6, 2, held(2, 8)),
+            (9, 2, Event::Releasing { op: 2 }),
+            (4_000_007, 1, lost(1, Reason::KeyDeleted)),
+        ];
+        assert_eq!(found(&lines, &[act]).violations.len(), 1);
+    }
+
+    #[test]
+    fn a_token_below_an_earlier_holders_is_a_violation() {
+        let lines = [
+            (1, 1, wants(1)),
+            (2, 1, held(1, 7)),
+            (3, 1, Event::Releasing { op: 1 }),
+            (4, 2, wants(2)),
+            (5, 2, held(2, 6)),
+            (6, 2, Event::Releasing { op: 2 }),
+        ];
+        let proof = found(&lines, &[]);
+        assert!(proof.violations.iter().any(|it| it.contains("granted token 6 after token 7")), "{:?}", proof.violations);
+    }
+
+    #[test]
+    fn a_release_that_was_answered_although_another_held_the_lock_is_a_violation() {
+        let lines = [
+            (1, 1, wants(1)),
+            (2, 1, held(1, 7)),
+            (3, 1, Event::Releasing { op: 1 }),
+            (4, 2, wants(2)),
+            (5, 2, held(2, 8)),
+            (6, 2, Event::Releasing { op: 2 }),
+            (7, 2, Event::Released { op: 2, outcome: Outcome::Released }),
+            (8, 3, wants(3)),
+            (9, 3, Event::Refused { op: 3, why: Refusal::Busy }),
+            (10, 3, wants(4)),
+            (11, 3, held(4, 9)),
+            (12, 3, Event::Releasing { op: 4 }),
+            (13, 3, Event::Released { op: 4, outcome: Outcome::Released }),
+            (14, 1, Event::Released { op: 1, outcome: Outcome::Released }),
+        ];
+        let proof = found(&lines, &[]);
+        assert_eq!(proof.violations.len(), 1, "{:?}", proof.violations);
+        assert!(proof.violations[0].contains("no order"), "{:?}", proof.violations);
+    }
+
+    #[test]
+    fn a_fence_that_goes_back_is_a_violation() {
+        let wrote = |token| Event::Wrote { op: 1, token, accepted: true };
+        assert_eq!(found(&[(1, 1, wrote(7)), (2, 1, wrote(6))], &[]).violations.len(), 1);
+    }
+
+    #[test]
+    fn a_key_that_nobody_gets_any_more_is_a_violation() {
+        assert_eq!(found(&[(1, 1, Event::Healed)], &[]).violations.len(), 1);
+    }
+
+    #[test]
+    fn a_holding_ends_with_its_process() {
+        let lines = [(2, 1, held(1, 7)), (4, 1, Event::Crashed), (6, 2, held(2, 8)), (9, 2, Event::Releasing { op: 2 })];
+        assert_eq!(found(&lines, &[]).violations, [""; 0]);
+    }
+}

@@ -1,0 +1,224 @@
+//! A run from the first server to the last word.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use dlock_testkit::servers::{ConsulCluster, StartError};
+
+use super::fleet::{Contract, Fleet};
+use super::operator::Operator;
+use super::proof::{Proof, prove};
+use super::register::{RegisterServer, Registers, Tally};
+use super::storm::{Kind, Misfortune, StormError, Strike, strike_servers};
+use super::told::histories;
+use super::worker::Job;
+use super::{Clock, Told};
+use crate::history::{Event, Line};
+
+/// What a run is to be like.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// Draws what goes wrong and what workers do. Processes and servers keep their own time, so another run of the same seed meets the same
+    /// faults in the same order, but not the same instants.
+    pub seed: u64,
+    /// How long things go wrong.
+    pub storm: Duration,
+    /// Of the workers' sessions.
+    pub ttl: Duration,
+    /// The program that does [`work`](super::worker::work).
+    pub program: PathBuf,
+    /// Where histories and logs go; a folder of the run's own is made in it.
+    pub folder: PathBuf,
+}
+
+/// What a run brought.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    live: Live,
+    /// What went wrong.
+    pub strikes: Vec<Strike>,
+    /// What was found in the histories.
+    pub proof: Proof,
+    /// What became of the updates.
+    pub tally: Tally,
+    /// What was left at the servers although it should have lapsed.
+    pub leftovers: Vec<String>,
+    /// How long the storm took.
+    pub took: Duration,
+    /// Where the histories are.
+    pub folder: PathBuf,
+}
+
+/// Why a run could not be made; says nothing about locks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LiveError {
+    /// The servers did not start.
+    #[error(transparent)]
+    Servers(#[from] StartError),
+    /// The storm could not go on.
+    #[error(transparent)]
+    Storm(#[from] StormError),
+    /// Something local failed.
+    #[error("processes, files or sockets failed")]
+    Io(#[from] io::Error),
+    /// The cluster could not be asked what is left.
+    #[error("the servers could not be asked what is left")]
+    Unasked(#[source] io::Error),
+}
+
+const SERVERS: usize = 3;
+const WORKERS: usize = 5;
+const BRISK_KEYS: usize = 5;
+const SLOW_KEYS: usize = 2;
+const TASKS: u32 = 3;
+const PREFIX: &str = "live/";
+/// How long workers may take to give everything back and end.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// Runs it. Everything that it started has ended when it returns, or when it is dropped.
+pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
+    let folder = live.folder.join(format!("{:016x}", live.seed));
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    let mut cluster = ConsulCluster::start(SERVERS).await?;
+    let servers: Vec<SocketAddr> = cluster.agents().iter().map(dlock_testkit::servers::ConsulAgent::address).collect();
+    let operator = Operator::new(servers.clone());
+    let named = |kind: &str, number: usize| (0..number).map(|n| format!("{PREFIX}{kind}-{n}")).collect::<Vec<_>>();
+    let (brisk, slow) = (named("brisk", BRISK_KEYS), named("slow", SLOW_KEYS));
+    let keys = [brisk.clone(), slow.clone()].concat();
+    let clock = Clock::start();
+    let (told, listening) = channel();
+    let registers = Arc::new(Registers::new(&keys, clock, told.clone()));
+    let register_server = RegisterServer::start(Arc::clone(&registers)).await?;
+    let job = Job { registers: register_server.address(), clock, ttl: live.ttl, brisk, slow, tasks: TASKS, seed: live.seed };
+    let contract = Contract { program: live.program.clone(), folder: folder.clone(), job };
+    let mut fleet = Fleet::start(contract, &servers, WORKERS, told.clone()).await?;
+
+    let until = clock.now() + live.storm.as_micros() as u64;
+    let began = Instant::now();
+    let misfortune = Misfortune { fleet: &mut fleet, operator: &operator, prefix: PREFIX, clock, ttl: live.ttl };
+    let (of_servers, of_workers) =
+        tokio::join!(strike_servers(&mut cluster, clock, live.ttl, live.seed, until), misfortune.strike(live.seed, until));
+    let mut strikes = of_servers?;
+    strikes.extend(of_workers?);
+    let took = began.elapsed();
+    // Nobody listens any more if this fails, and then the run has failed already.
+    _ = told.send(Told { key: None, line: Line { at: clock.now(), client: None, event: Event::Healed } });
+    // Sessions of the killed lapse within two ttl of the last election.
+    tokio::time::sleep(live.ttl * 4).await;
+    fleet.dismiss(FAREWELL).await?;
+    let leftovers = lapse(&operator, live.ttl * 2).await.map_err(LiveError::Unasked)?;
+
+    strikes.sort_by_key(|strike| strike.from);
+    for (nth, strike) in (0..).zip(&strikes) {
+        strike.told(nth).into_iter().for_each(|line| _ = told.send(line));
+    }
+    let histories = histories(&keys, listening.try_iter().collect());
+    for (key, history) in &histories {
+        fs::write(folder.join(format!("{}.jsonl", key.trim_start_matches(PREFIX))), history.to_json_lines())?;
+    }
+    let proof = prove(&histories, &strikes, live.ttl);
+    Ok(Outcome { live: live.clone(), strikes, proof, tally: registers.tally(), leftovers, took, folder })
+}
+
+/// What is still at the servers after so long.
+async fn lapse(operator: &Operator, within: Duration) -> io::Result<Vec<String>> {
+    let began = Instant::now();
+    loop {
+        let left = operator.leftovers(PREFIX).await?;
+        if left.is_empty() || began.elapsed() > within {
+            return Ok(left);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+impl Outcome {
+    /// Below this, there was too little going on for the run to say anything.
+    pub const LEAST_PER_SECOND: f64 = 50.0;
+
+    /// Answered operations of the lock in a second of the storm.
+    pub fn per_second(&self) -> f64 {
+        self.proof.in_storm as f64 / self.took.as_secs_f64()
+    }
+
+    /// Everything for which the run must be called failed.
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = self.proof.violations.clone();
+        if self.tally.lost_fenced > 0 {
+            failures.push(format!("{} fenced updates are lost", self.tally.lost_fenced));
+        }
+        failures.extend(self.leftovers.iter().map(|left| format!("left over: {left}")));
+        if self.per_second() < Self::LEAST_PER_SECOND {
+            let least = Self::LEAST_PER_SECOND;
+            failures.push(format!("void: {:.0} lock operations a second, fewer than {least}", self.per_second()));
+        }
+        failures
+    }
+
+    /// The kinds that never struck.
+    pub fn missed(&self) -> Vec<Kind> {
+        Kind::all().filter(|kind| self.strikes.iter().all(|strike| strike.kind != *kind)).collect()
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { live, strikes, proof, tally, took, .. } = self;
+        writeln!(
+            f,
+            "live: seed {}, {SERVERS} servers, {WORKERS} workers, {} keys, ttl {:?}, {:.0} s",
+            live.seed,
+            BRISK_KEYS + SLOW_KEYS,
+            live.ttl,
+            took.as_secs_f64()
+        )?;
+        writeln!(
+            f,
+            "live: {} lock operations in the storm, {:.0} a second; in all held {}, refused {}, released {}",
+            proof.in_storm,
+            self.per_second(),
+            proof.held,
+            listed(&proof.refused),
+            listed(&proof.released)
+        )?;
+        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+        for strike in strikes {
+            *kinds.entry(format!("{:?}", strike.kind)).or_default() += 1;
+        }
+        writeln!(f, "live: {} faults: {}", strikes.len(), listed(&kinds))?;
+        let closest = proof.closest.map_or_else(|| "none".to_owned(), |closest| format!("{closest:.1?}"));
+        writeln!(f, "live: losses: {}; told before the next holder by {closest} at least", listed(&proof.lost))?;
+        writeln!(
+            f,
+            "live: believed on beside the next holder: {} that stood still, {} after an operator's act, for {:.1?} at most",
+            proof.stood_still, proof.after_interference, proof.longest_after_interference
+        )?;
+        writeln!(f, "live: fenced updates {}, refused {}, lost {}", tally.fenced, tally.refused, tally.lost_fenced)?;
+        let rate = 100.0 * tally.lost_unfenced as f64 / tally.unfenced.max(1) as f64;
+        writeln!(
+            f,
+            "live: unfenced updates {}, by a past holder {}, lost {} ({rate:.3} %)",
+            tally.unfenced, tally.late, tally.lost_unfenced
+        )?;
+        let (left, violations) = (self.leftovers.len(), proof.violations.len());
+        write!(f, "live: explained by an order {} operations, left over {left}, violations {violations}", proof.explained)
+    }
+}
+
+fn listed(counts: &BTreeMap<String, usize>) -> String {
+    if counts.is_empty() {
+        return "none".to_owned();
+    }
+    counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}

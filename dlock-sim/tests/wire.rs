@@ -1,0 +1,132 @@
+//! The real locker on the real Consul client, against a fake Consul over a simulated network, in virtual time.
+//!
+//! `DLOCK_SIM_SEEDS` says how many seeds are run, `DLOCK_SIM_FIRST_SEED` from which on.
+#![allow(missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dlock_sim::history::{End, Event, History, Op};
+use dlock_sim::plan::{Fault, FaultKind, Faults, Plan, Site, Tier};
+use dlock_sim::wire;
+
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let first = number("DLOCK_SIM_FIRST_SEED").unwrap_or(0);
+    first..first + number("DLOCK_SIM_SEEDS").unwrap_or(default)
+}
+
+/// As its seed has it.
+fn swarm(seed: u64) -> Plan {
+    Plan::of_seed(Tier::Wire, seed)
+}
+
+/// The same with every kind of fault, and many of them.
+fn storm(seed: u64) -> Plan {
+    let faults = Faults::Drawn { seed, per_mille: 100, budget: 30, kinds: FaultKind::ALL.to_vec() };
+    Plan { faults, ..swarm(seed) }
+}
+
+/// What is wrong with a history, in a sentence.
+fn wrong(history: &History) -> Option<String> {
+    let mut granted: BTreeSet<(Op, u64)> = BTreeSet::new();
+    let mut ended: BTreeMap<(Op, u64), End> = BTreeMap::new();
+    let mut wants: BTreeMap<Op, Option<u8>> = BTreeMap::new();
+    for line in history.lines() {
+        let at = line.at;
+        match &line.event {
+            Event::Granted { op, token } => {
+                if granted.iter().any(|(_, before)| before >= token) {
+                    return Some(format!("{at}: the token {token} of {op} does not grow"));
+                }
+                granted.insert((*op, *token));
+            }
+            Event::Ended { op, token, cause } => _ = ended.insert((*op, *token), *cause),
+            Event::StillBelieves { op, token } => {
+                let cause = ended.get(&(*op, *token));
+                if cause != Some(&End::Interference) {
+                    return Some(format!("{at}: {op} believes in {token}, which is {cause:?}"));
+                }
+            }
+            Event::Wants { op, .. } => _ = wants.insert(*op, line.client),
+            Event::Held { op, token } => {
+                wants.remove(op);
+                if !granted.contains(&(*op, *token)) {
+                    return Some(format!("{at}: {op} holds {token}, which was never granted"));
+                }
+            }
+            Event::Refused { op, .. } => _ = wants.remove(op),
+            Event::Crashed => wants.retain(|_, client| *client != line.client),
+            Event::Left { what } => return Some(format!("{at}: client {:?} left {what}", line.client)),
+            _ => {}
+        }
+    }
+    wants.first_key_value().map(|(op, client)| format!("{op} of client {client:?} was never answered"))
+}
+
+/// Runs plans; what they brought, by name, and what was wrong.
+fn run_all(plans: impl Iterator<Item = Plan>) -> BTreeMap<String, u32> {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    let mut broken = Vec::new();
+    for plan in plans {
+        let ran = wire::run(&plan);
+        if let Some(wrong) = wrong(&ran.history) {
+            broken.push(format!("{wrong}\n  {}", serde_json::to_string(&plan.with_faults(ran.struck.clone())).unwrap()));
+        }
+        *counts.entry("schedules".to_owned()).or_default() += 1;
+        for line in ran.history.lines() {
+            let name = match &line.event {
+                Event::Ended { cause, .. } => format!("ended {cause:?}"),
+                Event::Refused { why, .. } => format!("refused {why:?}"),
+                Event::Lost { reason, .. } => format!("lost {reason:?}"),
+                Event::Released { outcome, .. } => format!("release {outcome:?}"),
+                Event::WroteUnfenced { late, .. } => format!("wrote unfenced, late {late}"),
+                Event::Struck { fault, .. } => format!("struck {}", kind(*fault)),
+                Event::Sent { slot, .. } => format!("sent {:?}", slot.site),
+                event => serde_json::to_value(event).unwrap()["event"].as_str().unwrap().to_owned(),
+            };
+            *counts.entry(name).or_default() += 1;
+        }
+    }
+    println!("{counts:#?}");
+    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+    counts
+}
+
+fn kind(fault: Fault) -> String {
+    format!("{fault:?}").split('(').next().unwrap().to_owned()
+}
+
+#[test]
+fn every_promise_is_kept_whatever_a_seed_brings() {
+    run_all(seeds(200).map(swarm));
+}
+
+#[test]
+fn every_promise_is_kept_when_everything_goes_wrong_at_once() {
+    let counts = run_all(seeds(200).map(storm));
+    let missing = |name: &String| !counts.contains_key(name);
+    let kinds = FaultKind::ALL.map(|kind| format!("struck {kind:?}"));
+    let calls = [Site::Open, Site::Renew, Site::Audit, Site::Close, Site::Claim, Site::Wait, Site::Confirm, Site::Release];
+    let calls = calls.into_iter().chain([Site::Disturbed]).map(|site| format!("sent {site:?}"));
+    let ends = ["ended GivenBack", "ended Lapsed", "ended Interference", "lost Expired", "lost TakenOver", "refused TimedOut"];
+    let never: Vec<String> = kinds.into_iter().chain(calls).chain(ends.map(str::to_owned)).filter(missing).collect();
+    assert!(never.is_empty(), "never came about: {never:?}");
+}
+
+#[test]
+fn one_plan_is_one_history() {
+    for plan in seeds(100).flat_map(|seed| [swarm(seed), storm(seed)]) {
+        let (first, second) = (wire::run(&plan), wire::run(&plan));
+        assert_eq!(first.struck, second.struck, "{plan:?}");
+        assert_eq!(first.history.fingerprint(), second.history.fingerprint(), "{plan:?}");
+    }
+}
+
+#[test]
+fn what_struck_replays_without_its_seed() {
+    for plan in seeds(30).map(storm) {
+        let ran = wire::run(&plan);
+        let again = wire::run(&plan.with_faults(ran.struck.clone()));
+        assert_eq!(ran.history.fingerprint(), again.history.fingerprint(), "{plan:?}");
+    }
+}

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Runs everything that is drawn at random, for a long time: live faults on a real Consul, and simulations with fresh seeds.
+#
+# usage: scripts/soak.sh MINUTES
+#
+# About half of the time goes to the live faults, in rounds of five minutes with a cluster and a seed of their own; the other half to
+# campaigns of the simulators (machines, locker, wire). What is under way when the time is up is finished. Stops at the first failure,
+# whose output names the seed and what replays it; all output is in target/dlock-sim/soak.log.
+#
+# DLOCK_SOAK_SEED   where the seeds begin; by default the time, so that no two soaks are alike
+set -euo pipefail
+
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
+
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    usage
+    exit 0
+fi
+if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || [ $# -ne 1 ]; then
+    usage >&2
+    exit 2
+fi
+cd "$(dirname "$0")/.."
+command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later" >&2; exit 1; }
+./scripts/install-consul.sh
+
+minutes=$1
+seed=${DLOCK_SOAK_SEED:-$(date +%s)}
+log=${CARGO_TARGET_DIR:-target}/dlock-sim/soak.log
+mkdir -p "$(dirname "$log")"
+: >"$log"
+
+# Each campaign with so many schedules as it runs in about a minute on two cores.
+campaigns=(
+    "the_machines_keep_their_promises 1000000"
+    "the_locker_keeps_its_promises 50000"
+    "consuls_client_keeps_its_promises 5000"
+)
+
+echo "building ..."
+cargo test -q -p dlock-sim --test live --test campaigns --no-run
+
+SECONDS=0
+end=$((minutes * 60))
+round=0
+
+# attempt WHAT COMMAND...: tells what begins and how far we are, and runs it into the log; a failure is shown and ends the soak.
+attempt() {
+    local what=$1 began=$SECONDS from
+    shift
+    printf '[%d of %d min] round %d: %s\n' $((SECONDS / 60)) "$minutes" "$round" "$what"
+    from=$(($(wc -l <"$log") + 1))
+    if ! RUST_BACKTRACE=0 "$@" >>"$log" 2>&1; then
+        tail -n +"$from" "$log" | tail -n 60
+        echo "soak failed: $what, after $((SECONDS - began)) s; all output is in $log" >&2
+        exit 1
+    fi
+    tail -n +"$from" "$log" | grep -E '^live: |violations' | sort -u || true
+}
+
+while [ $SECONDS -lt $end ]; do
+    round=$((round + 1))
+    storm=$(((end - SECONDS) / 2))
+    storm=$((storm > 300 ? 300 : storm < 20 ? 20 : storm))
+    attempt "live faults for $storm s, seed $seed" \
+        env DLOCK_LIVE_SECONDS=$storm DLOCK_LIVE_SEED="$seed" cargo test -q -p dlock-sim --test live -- --nocapture
+    seed=$((seed + 1))
+    simulated=$((SECONDS + storm))
+    while [ $SECONDS -lt $simulated ] && [ $SECONDS -lt $end ]; do
+        for campaign in "${campaigns[@]}"; do
+            read -r name schedules <<<"$campaign"
+            attempt "$name, seeds $seed to $((seed + schedules))" \
+                env DLOCK_SIM_SEEDS="$seed..$((seed + schedules))" \
+                cargo test -q -p dlock-sim --test campaigns -- --exact "$name" --nocapture
+        done
+        seed=$((seed + 1000000))
+    done
+done
+echo "soak: $round rounds in $((SECONDS / 60)) min, nothing found"
