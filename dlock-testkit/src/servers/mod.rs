@@ -1,7 +1,7 @@
 //! Real servers as child processes, for tests that must not believe a fake.
 //!
-//! Each server has free ports and a data folder of its own, and is killed when its handle is dropped, or when the test process
-//! dies. A missing binary is an error that names the command which installs it; nothing is ever skipped.
+//! Each server has free ports and a data folder of its own, and is killed when its handle is dropped, or when the thread that started it
+//! ends, with or without its process. A missing binary is an error that names the command which installs it; nothing is ever skipped.
 
 mod binary;
 mod cluster;
