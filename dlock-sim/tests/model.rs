@@ -47,7 +47,6 @@ fn slow_messages_break_nothing() {
 #[test]
 fn repeated_messages_break_nothing() {
     holds(Bounds { wants: [2, 1], repeated: 1, ..SHORT });
-    holds(Bounds { repeated: 1, place: Place::Try, ..SHORT });
 }
 
 #[test]
