@@ -104,9 +104,8 @@ fn a_cancelled_claim_that_is_not_undone_is_found() {
 
 #[test]
 fn busy_taken_for_nothing_owed_is_found() {
-    // Where a refused try leaves a tombstone, nothing is owed indeed.
-    let bounds = Bounds { slow: 1, interventions: 1, place: Place::Try, ..SHORT };
-    finds(Bug::BusyMeansNothingOwed, &[Profile::Slot], "no orphan is renewed", bounds);
+    let bounds = Bounds { slow: 1, place: Place::Try, ..SHORT };
+    finds(Bug::BusyMeansNothingOwed, &[Profile::Queue], "no orphan is renewed", bounds);
 }
 
 #[test]
