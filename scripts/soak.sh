@@ -55,7 +55,7 @@ attempt() {
         echo "soak failed: $what, after $((SECONDS - began)) s; all output is in $log" >&2
         exit 1
     fi
-    tail -n +"$from" "$log" | grep -E '^live: |violations' | sort -u || true
+    tail -n +"$from" "$log" | grep -E '^proof: |violations' | sort -u || true
 }
 
 while [ $SECONDS -lt $end ]; do

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+#[cfg(dlock_planted)]
+use crate::planted::Bug;
 use crate::{Chance, Cursor, ErrorKind, FencingToken, Hint, Moment, Place, RetryPolicy, Standing};
 
 /// One acquisition: session, claim, waiting, grant.
@@ -152,6 +154,10 @@ impl Acquire {
     /// To be asked when the acquisition is done without a grant, and when it awaits another session: the claim made with the last one
     /// is then to be undone.
     pub fn owes_release(&self) -> bool {
+        #[cfg(dlock_planted)]
+        if Bug::WaitingLeavesNothing.is_on() {
+            return self.unanswered;
+        }
         self.unanswered || self.placed
     }
 
@@ -280,6 +286,11 @@ impl Acquire {
     }
 
     fn wake(&mut self, kept: bool, early: bool, cursor: Cursor, hint: &Hint, now: Moment, chance: Chance) {
+        #[cfg(dlock_planted)]
+        let hint = match hint {
+            Hint::MaybeFree if Bug::LostWakeUp.is_on() => &Hint::StillHeld { holder: None },
+            hint => hint,
+        };
         match hint {
             Hint::ClaimGone => {
                 self.placed = false;
@@ -310,6 +321,10 @@ impl Acquire {
     }
 
     fn fail(&mut self, kind: ErrorKind, next: Next, now: Moment, chance: Chance) {
+        #[cfg(dlock_planted)]
+        if Bug::AmbiguousIsFailure.is_on() {
+            self.unanswered = false;
+        }
         self.failures += 1;
         match self.plan.retry.pause(self.failures, chance) {
             Some(pause) if kind.is_passing() => self.pause(pause, next, now),
@@ -349,6 +364,11 @@ impl Acquire {
 
     /// Ends without a grant; a claim that is under way may yet be applied.
     fn end(&mut self, verdict: Verdict) {
+        #[cfg(dlock_planted)]
+        if Bug::CancelWithoutUndo.is_on() {
+            self.state = State::Done(verdict);
+            return;
+        }
         self.unanswered |= matches!(self.state, State::Claiming { .. });
         self.state = State::Done(verdict);
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+#[cfg(dlock_planted)]
+use crate::planted::Bug;
 use crate::{Chance, ErrorKind, Moment};
 
 /// The life of one session: opened, renewed, believed, lost or left, closed.
@@ -186,6 +188,10 @@ impl Lease {
 
     /// The part of a ttl that is not believed, against clocks that run at different rates: 1 %, at least 50 ms.
     pub fn margin(ttl: Duration) -> Duration {
+        #[cfg(dlock_planted)]
+        if Bug::NoMargin.is_on() {
+            return Duration::ZERO;
+        }
         (ttl / 100).max(Self::LEAST_MARGIN)
     }
 
@@ -234,6 +240,12 @@ impl Lease {
     }
 
     fn take(&mut self, event: LeaseEvent, now: Moment, chance: Chance) {
+        #[cfg(dlock_planted)]
+        if Bug::LateSuccessRevives.is_on()
+            && let (State::Believed { work: Work::Renewing { sent, .. }, .. }, LeaseEvent::Renewed { ttl }) = (&self.state, event)
+        {
+            return self.believe(ttl, *sent.max(&now.minus(ttl / 2)), chance);
+        }
         // Time decides before the event does: an answer that comes after the deadline cannot revive belief.
         self.expire(now);
         match (&mut self.state, event) {
@@ -244,6 +256,8 @@ impl Lease {
             (State::Opening { sent }, LeaseEvent::Opened { ttl })
             | (State::Believed { work: Work::Renewing { sent, .. }, .. }, LeaseEvent::Renewed { ttl }) => {
                 let sent = *sent;
+                #[cfg(dlock_planted)]
+                let sent = if Bug::DeadlineFromReply.is_on() { now } else { sent };
                 self.believe(ttl, sent, chance);
             }
             (State::Opening { .. }, LeaseEvent::Failed(kind)) if !kind.is_passing() => {
@@ -378,6 +392,8 @@ impl Lease {
         let due = sent.plus(third / 10 * 9 + chance.of(third / 5));
         self.lapses_at = self.lapses_at.max(sent.plus(ttl.saturating_mul(self.lapses_within_ttls)));
         let until = sent.plus(ttl.saturating_sub(Self::margin(ttl)));
+        #[cfg(dlock_planted)]
+        let until = if Bug::SilenceIsStillHeld.is_on() { Moment::FAR_FUTURE } else { until };
         self.state = State::Believed { ttl, until, work: Work::Resting { until: due } };
     }
 

@@ -11,6 +11,9 @@ mod holder;
 mod key;
 mod lease;
 mod metadata;
+#[cfg(dlock_planted)]
+#[doc(hidden)]
+pub mod planted;
 mod retry;
 mod session;
 mod time;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+#[cfg(dlock_planted)]
+use crate::planted::Bug;
 use crate::{Chance, ErrorKind, Moment, Release, RetryPolicy};
 
 /// One release, asked for until it is answered or patience ends.
@@ -97,6 +99,11 @@ impl Undo {
             (State::Releasing { until }, UndoEvent::Failed(_) | UndoEvent::Elapsed)
                 if event != UndoEvent::Elapsed || now >= until =>
             {
+                #[cfg(dlock_planted)]
+                if Bug::OneReleaseIsEnough.is_on() {
+                    self.state = State::Done(Undone::Answered(Release::Released));
+                    return UndoStep::Done(Undone::Answered(Release::Released));
+                }
                 self.failures += 1;
                 self.unanswered |= matches!(event, UndoEvent::Elapsed | UndoEvent::Failed(ErrorKind::Ambiguous));
                 let pause = RetryPolicy::default().pause(self.failures, chance).unwrap_or(RetryPolicy::MAX);

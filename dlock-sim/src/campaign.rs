@@ -62,11 +62,7 @@ pub const REPLAY: &str = "DLOCK_SIM_REPLAY";
 impl Campaign {
     /// These seeds of a tier, on one thread, or the seeds that `DLOCK_SIM_SEEDS` names.
     pub fn new(tier: Tier, seeds: Range<u64>) -> Self {
-        let seeds = env::var(SEEDS).ok().map_or(seeds, |named| {
-            let seeds = named.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
-            seeds.unwrap_or_else(|| panic!("{SEEDS} must be like 0..1000, not {named:?}"))
-        });
-        Self { tier, seeds, threads: 1 }
+        Self { tier, seeds: seeds_or(seeds), threads: 1 }
     }
 
     /// On so many threads, each with all that its schedules need.
@@ -139,6 +135,14 @@ impl Campaign {
             differs(&replayed).then(|| Undetermined { seed, replayed: true, line: parting(&first.history, &replayed.history) })
         })
     }
+}
+
+/// These seeds, or those that `DLOCK_SIM_SEEDS` names.
+pub fn seeds_or(seeds: Range<u64>) -> Range<u64> {
+    env::var(SEEDS).ok().map_or(seeds, |named| {
+        let seeds = named.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+        seeds.unwrap_or_else(|| panic!("{SEEDS} must be like 0..1000, not {named:?}"))
+    })
 }
 
 /// A seed that does not decide its history.
@@ -227,8 +231,7 @@ impl Report {
                 let Files { plan, history, picture } = files;
                 let _ =
                     writeln!(text, "\nplan     {}\nhistory  {}\npicture  {}", plan.display(), history.display(), picture.display());
-                let _ =
-                    writeln!(text, "\nreplay   {REPLAY}={} cargo test -p dlock-sim --test replay -- --nocapture", plan.display());
+                let _ = writeln!(text, "\nreplay   {REPLAY}={} {}", plan.display(), replays());
             }
             Err(error) => {
                 let _ = writeln!(text, "\n{} could not be written: {error}", folder.display());
@@ -291,6 +294,15 @@ impl Files {
 pub fn folder() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target")).join("dlock-sim")
+}
+
+/// What replays a plan on this code.
+fn replays() -> String {
+    #[cfg(dlock_planted)]
+    if let Some(bug) = dlock_core::planted::Bug::on() {
+        return format!("scripts/planted.sh {}", bug.name());
+    }
+    "cargo test -p dlock-sim --test replay -- --nocapture".to_owned()
 }
 
 /// How many runs all shrinking together may take: about half a minute.

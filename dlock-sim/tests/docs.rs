@@ -19,6 +19,29 @@ fn sources(folder: &Path, found: &mut String) {
     }
 }
 
+/// Every file of this name in a folder and below it.
+fn all_named(name: &str, folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name().is_none_or(|name| name != "target" && name != ".git") {
+            all_named(name, &path, found);
+        } else if path.file_name().is_some_and(|file| file == name) {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn no_manifest_knows_of_planted_bugs() {
+    let mut manifests = Vec::new();
+    all_named("Cargo.toml", &root(), &mut manifests);
+    assert!(manifests.len() >= 8, "only {manifests:?} were found");
+    for manifest in manifests {
+        let text = fs::read_to_string(&manifest).unwrap();
+        assert!(!text.contains("planted"), "{} would be published with it", manifest.display());
+    }
+}
+
 #[test]
 fn every_test_that_a_guide_names_exists() {
     let mut code = String::new();

@@ -16,7 +16,12 @@ fn holds(bounds: Bounds) {
         let began = Instant::now();
         let walk = Walk::new(profile, bounds).checker().threads(1).finish_when(HasDiscoveries::AnyFailures);
         let walked = walk.spawn_bfs().join();
-        println!("{profile:?}: {} states, {} deep, {:.1?}", walked.unique_state_count(), walked.max_depth(), began.elapsed());
+        println!(
+            "proof: model, {profile:?}: {} states, {} deep, walked to the end in {:.1?}",
+            walked.unique_state_count(),
+            walked.max_depth(),
+            began.elapsed()
+        );
         walked.assert_properties();
         assert!(walked.is_done());
     }

@@ -1,19 +1,14 @@
 //! The real locker on the real Consul client, against a fake Consul over a simulated network, in virtual time.
 //!
-//! `DLOCK_SIM_SEEDS` says how many seeds are run, `DLOCK_SIM_FIRST_SEED` from which on.
+//! `DLOCK_SIM_SEEDS=a..b` chooses other seeds.
 #![allow(missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dlock_sim::campaign::seeds_or;
 use dlock_sim::history::{End, Event, History, Op};
 use dlock_sim::plan::{Fault, FaultKind, Faults, Plan, Site, Tier};
 use dlock_sim::wire;
-
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let first = number("DLOCK_SIM_FIRST_SEED").unwrap_or(0);
-    first..first + number("DLOCK_SIM_SEEDS").unwrap_or(default)
-}
 
 /// As its seed has it.
 fn swarm(seed: u64) -> Plan {
@@ -98,12 +93,12 @@ fn kind(fault: Fault) -> String {
 
 #[test]
 fn every_promise_is_kept_whatever_a_seed_brings() {
-    run_all(seeds(200).map(swarm));
+    run_all(seeds_or(0..200).map(swarm));
 }
 
 #[test]
 fn every_promise_is_kept_when_everything_goes_wrong_at_once() {
-    let counts = run_all(seeds(200).map(storm));
+    let counts = run_all(seeds_or(0..200).map(storm));
     let missing = |name: &String| !counts.contains_key(name);
     let kinds = FaultKind::ALL.map(|kind| format!("struck {kind:?}"));
     let calls = [Site::Open, Site::Renew, Site::Audit, Site::Close, Site::Claim, Site::Wait, Site::Confirm, Site::Release];
@@ -115,7 +110,7 @@ fn every_promise_is_kept_when_everything_goes_wrong_at_once() {
 
 #[test]
 fn one_plan_is_one_history() {
-    for plan in seeds(100).flat_map(|seed| [swarm(seed), storm(seed)]) {
+    for plan in seeds_or(0..100).flat_map(|seed| [swarm(seed), storm(seed)]) {
         let (first, second) = (wire::run(&plan), wire::run(&plan));
         assert_eq!(first.struck, second.struck, "{plan:?}");
         assert_eq!(first.history.fingerprint(), second.history.fingerprint(), "{plan:?}");
@@ -124,7 +119,7 @@ fn one_plan_is_one_history() {
 
 #[test]
 fn what_struck_replays_without_its_seed() {
-    for plan in seeds(30).map(storm) {
+    for plan in seeds_or(0..30).map(storm) {
         let ran = wire::run(&plan);
         let again = wire::run(&plan.with_faults(ran.struck.clone()));
         assert_eq!(ran.history.fingerprint(), again.history.fingerprint(), "{plan:?}");

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(dlock_planted)]
+use dlock_core::planted::Bug;
 use dlock_core::{
     Acquire, AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, FencingToken, Hint,
     Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, SessionId, Standing, Verdict, Woken,
@@ -399,6 +401,10 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let Some(seat) = self.seat.take() else { return };
+        #[cfg(dlock_planted)]
+        if Bug::DropForgets.is_on() {
+            return;
+        }
         self.machine.step(AcquireEvent::Stopped, Moment::ORIGIN, Chance::MIDDLE);
         let pass = self.pass.take();
         self.owe(&seat, pass);

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+#[cfg(dlock_planted)]
+use dlock_core::planted::Bug;
 use dlock_core::{Claim, FencingToken, Loss, Moment};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +72,8 @@ impl Grant {
     /// What is owed to the store for this grant, once it was [taken](Session::take) out of its session.
     pub(crate) fn owed(&self) -> Owed {
         let pass = self.pass.lock().unwrap_or_else(PoisonError::into_inner).take();
+        #[cfg(dlock_planted)]
+        let pass = pass.filter(|_| !Bug::GateOpenedBeforeRelease.is_on());
         // Not a loss, so nobody is told; but a witness that outlives its guard must not go on believing.
         if self.loss.compare_exchange(0, code(Loss::Released), Ordering::AcqRel, Ordering::Acquire).is_ok() {
             // Work that is guarded by such a witness is to be dropped now.

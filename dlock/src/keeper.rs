@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+#[cfg(dlock_planted)]
+use dlock_core::planted::Bug;
 use dlock_core::{
     BackendError, Cause, ClaimId, ErrorKind, Interference, LeaseAction, LeaseEvent, LeaseStep, Loss, Moment, Renewal, SessionId,
     SessionRequest,
@@ -274,6 +276,10 @@ impl Keeper {
             return;
         }
         let Some(Found { asked, interferences, .. }) = self.found.take_if(|found| found.at <= *sent) else { return };
+        #[cfg(dlock_planted)]
+        if Bug::InterferenceUntold.is_on() {
+            return;
+        }
         for Interference { claim, cause } in interferences {
             // Only what was granted before the question and is still held: a verdict says nothing of anything else.
             if self.session.grant_of(claim).is_some_and(|grant| grant.granted_at <= asked) {

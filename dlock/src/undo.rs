@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+#[cfg(dlock_planted)]
+use dlock_core::planted::Bug;
 use dlock_core::{Chance, Lease, LockBackend, Loss, Moment, Release, SessionId, Undo, UndoEvent, UndoStep, Undone};
 
 use crate::options::LEAST_ATTEMPT;
@@ -30,6 +32,11 @@ impl Undoing {
             Undone::Answered(_) => owed.unanswered && !session.backend.capabilities().fences,
             Undone::WithSession | Undone::GivenUp => false,
         };
+        #[cfg(dlock_planted)]
+        if Bug::OrphanRenewed.is_on() && undone == Undone::GivenUp {
+            session.settled(owed.claim.id);
+            return undone;
+        }
         if undone == Undone::GivenUp || unfenced {
             tracing::warn!(key = %owed.claim.key, claim = %owed.claim.id, ?undone, "retiring the session of an unsure release");
             session.retire();
@@ -77,6 +84,8 @@ impl Undoing {
                 }
             }
             *under_way = None;
+            #[cfg(dlock_planted)]
+            let ttl = if Bug::OrphanRenewed.is_on() { std::time::Duration::ZERO } else { ttl };
             let mut undo = Undo::new(attempt, ttl);
             let mut event = UndoEvent::Started;
             loop {

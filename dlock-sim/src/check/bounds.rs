@@ -41,7 +41,7 @@ impl Bounds {
         Self {
             ttl,
             resume: 2_000,
-            audit: 2 * ttl + retry,
+            audit: ttl + 2 * micros(Lease::LONGEST_ATTEMPT) + rtt,
             orphan: 5 * ttl + retry,
             wake,
             deaf,

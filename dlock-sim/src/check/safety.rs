@@ -4,7 +4,7 @@ use super::bounds::Bounds;
 use super::ledger::{Acquisition, Grant, Ledger, Stage};
 use super::{Invariant, Violation, ms};
 use crate::history::{End, Event, History, Line, Op};
-use crate::plan::{Site, name};
+use crate::plan::{Site, Slot, name};
 
 /// What these rules remember beyond the ledger.
 #[derive(Debug, Default)]
@@ -176,8 +176,13 @@ fn ended(bounds: &Bounds, ledger: &Ledger, history: &History, n: usize, (op, tok
             Some(Invariant::S5.broken(n, held, says))
         }
         (End::GivenBack, None) => {
-            let (line, other) = by_another(ledger, history, n, owner.client)?;
-            let says = format!("token {token} of client {} was given back by a call of client {}", name(owner.client), name(other));
+            let (line, slot) = by_wrong_call(ledger, history, n, owner.client)?;
+            let (owner, other) = (name(owner.client), name(slot.client));
+            let says = if slot.site == Site::Claim {
+                format!("token {token} of client {owner} was taken over by a claim of the same client before it was given back")
+            } else {
+                format!("token {token} of client {owner} was given back by a call of client {other}")
+            };
             Some(Invariant::S5.broken(n, line, says))
         }
         (End::Lapsed, Some(held)) if at > steps_by(bounds, ledger, owner.client) => {
@@ -191,22 +196,24 @@ fn ended(bounds: &Bounds, ledger: &Ledger, history: &History, n: usize, (op, tok
     }
 }
 
-/// The call of another client that was applied at the very instant at which a grant ended, if none of its owner's was.
-fn by_another(ledger: &Ledger, history: &History, n: usize, owner: u8) -> Option<(usize, u8)> {
+/// The call that was applied at the very instant at which a grant ended, if it was none that its owner may end it with: a release of
+/// another client, or a claim of its owner.
+fn by_wrong_call(ledger: &Ledger, history: &History, n: usize, owner: u8) -> Option<(usize, Slot)> {
     let lines = history.lines();
     let from = lines[..n].iter().rposition(|line| line.at < lines[n].at).map_or(0, |before| before + 1);
-    let mut another = None;
+    let mut wrong = None;
     for (m, line) in lines.iter().enumerate().skip(from).take_while(|(_, line)| line.at == lines[n].at) {
         let Event::Applied { call } = line.event else { continue };
         match ledger.calls.get(call).slot {
-            Some(slot) if slot.client != owner && matches!(slot.site, Site::Release | Site::Close) => {
-                another = Some((m, slot.client));
-            }
-            Some(slot) if slot.client != owner => {}
-            _ => return None,
+            Some(slot) => match (slot.client == owner, slot.site) {
+                (true, Site::Release | Site::Close) => return None,
+                (true, Site::Claim) | (false, Site::Release | Site::Close) => wrong = Some((m, slot)),
+                _ => {}
+            },
+            None => return None,
         }
     }
-    another
+    wrong
 }
 
 /// Until when an acquisition may go on believing although nothing is granted to it any more.
@@ -349,6 +356,14 @@ mod tests {
         assert_eq!(after(begin, "6 - takes-back 1 1\n6 - applies 7"), Some(Invariant::S5));
         let own = format!("{begin}5 a cancels 1\n5 a sends release 9\n");
         assert_eq!(after(&own, "6 - applies 9\n6 - applies 7\n6 - takes-back 1 1"), None);
+    }
+
+    #[test]
+    fn s5_no_claim_takes_over_what_its_own_client_has_not_given_back() {
+        let begin = format!("{HELD}20 a releasing 1\n21 a wants 2\n22 a sends claim 7\n");
+        assert_eq!(after(&begin, "30 - applies 7\n30 - takes-back 1 1"), Some(Invariant::S5));
+        let own = format!("{begin}25 a sends release 8\n");
+        assert_eq!(after(&own, "30 - applies 8\n30 - takes-back 1 1"), None);
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl fmt::Display for Outcome {
         let Self { live, strikes, proof, tally, took, .. } = self;
         writeln!(
             f,
-            "live: seed {}, {SERVERS} servers, {WORKERS} workers, {} keys, ttl {:?}, {:.0} s",
+            "proof: live: seed {}, {SERVERS} servers, {WORKERS} workers, {} keys, ttl {:?}, {:.0} s",
             live.seed,
             BRISK_KEYS + SLOW_KEYS,
             live.ttl,
@@ -185,7 +185,7 @@ impl fmt::Display for Outcome {
         )?;
         writeln!(
             f,
-            "live: {} lock operations in the storm, {:.0} a second; in all held {}, refused {}, released {}",
+            "proof: live: {} lock operations in the storm, {:.0} a second; in all held {}, refused {}, released {}",
             proof.in_storm,
             self.per_second(),
             proof.held,
@@ -196,23 +196,23 @@ impl fmt::Display for Outcome {
         for strike in strikes {
             *kinds.entry(format!("{:?}", strike.kind)).or_default() += 1;
         }
-        writeln!(f, "live: {} faults: {}", strikes.len(), listed(&kinds))?;
+        writeln!(f, "proof: live: {} faults: {}", strikes.len(), listed(&kinds))?;
         let closest = proof.closest.map_or_else(|| "none".to_owned(), |closest| format!("{closest:.1?}"));
-        writeln!(f, "live: losses: {}; told before the next holder by {closest} at least", listed(&proof.lost))?;
+        writeln!(f, "proof: live: losses: {}; told before the next holder by {closest} at least", listed(&proof.lost))?;
         writeln!(
             f,
-            "live: believed on beside the next holder: {} that stood still, {} after an operator's act, for {:.1?} at most",
+            "proof: live: believed on beside the next holder: {} that stood still, {} after an operator's act, for {:.1?} at most",
             proof.stood_still, proof.after_interference, proof.longest_after_interference
         )?;
-        writeln!(f, "live: fenced updates {}, refused {}, lost {}", tally.fenced, tally.refused, tally.lost_fenced)?;
+        writeln!(f, "proof: live: fenced updates {}, refused {}, lost {}", tally.fenced, tally.refused, tally.lost_fenced)?;
         let rate = 100.0 * tally.lost_unfenced as f64 / tally.unfenced.max(1) as f64;
         writeln!(
             f,
-            "live: unfenced updates {}, by a past holder {}, lost {} ({rate:.3} %)",
+            "proof: live: unfenced updates {}, by a past holder {}, lost {} ({rate:.3} %)",
             tally.unfenced, tally.late, tally.lost_unfenced
         )?;
         let (left, violations) = (self.leftovers.len(), proof.violations.len());
-        write!(f, "live: explained by an order {} operations, left over {left}, violations {violations}", proof.explained)
+        write!(f, "proof: live: explained by an order {} operations, left over {left}, violations {violations}", proof.explained)
     }
 }
 

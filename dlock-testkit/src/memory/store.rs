@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(dlock_planted)]
+use dlock_core::planted::Bug;
 use dlock_core::{
     Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Moment, Place, Published, Release, SessionId, Standing, Woken,
 };
@@ -59,6 +61,9 @@ struct KeyState {
     exists: bool,
     /// First in line holds.
     line: Vec<Entry>,
+    /// How often it was locked since it was created.
+    #[cfg(dlock_planted)]
+    lock_index: u64,
     foreign: Option<Vec<u8>>,
 }
 
@@ -250,6 +255,10 @@ impl Store {
     fn renew(&mut self, id: &SessionId, now: Moment) -> Reply {
         let percent = self.rules.lapses_after_percent;
         let Some(session) = self.sessions.get_mut(id) else { return Reply::Gone };
+        #[cfg(dlock_planted)]
+        if Bug::SessionLapsesEarly.is_on() {
+            return Reply::Renewed(session.ttl);
+        }
         session.lapses_at = now.plus(session.ttl * percent / 100);
         Reply::Renewed(session.ttl)
     }
@@ -281,6 +290,8 @@ impl Store {
         if !self.sessions.contains_key(session) {
             return Reply::Standing(Standing::SessionGone);
         }
+        #[cfg(dlock_planted)]
+        let guard = if Bug::LateClaimLands.is_on() { self.guard(&claim.key) } else { guard };
         if self.tombstones.contains(&(session.clone(), claim.id)) {
             return Reply::Standing(Standing::ClaimGone);
         }
@@ -302,12 +313,26 @@ impl Store {
                     return Reply::Standing(Standing::Delayed { at_most: until.saturating_since(now) });
                 }
                 let Some(token) = FencingToken::new(self.revision + 1) else { return Reply::GuardFailed };
+                #[cfg(dlock_planted)]
+                let token = match FencingToken::new(state.lock_index + 1) {
+                    Some(lock_index) if Bug::TokenFromLockIndex.is_on() => lock_index,
+                    _ => token,
+                };
                 let claimed = Arc::clone(claim);
                 let entry = Entry { session: session.clone(), claim: claimed, token, amended: None, granted: false };
                 let slot = self.rules.profile == Profile::Slot;
                 self.change(&claim.key, |state| {
+                    #[cfg(dlock_planted)]
+                    {
+                        state.lock_index += 1;
+                    }
                     if slot {
                         state.line.clear();
+                    }
+                    #[cfg(dlock_planted)]
+                    if Bug::LastComeFirstServed.is_on() {
+                        state.line.insert(state.line.len().min(1), entry);
+                        return;
                     }
                     state.line.push(entry);
                 });
@@ -340,6 +365,10 @@ impl Store {
 
     fn release(&mut self, session: &SessionId, claim: &Claim) -> Release {
         let slot = self.rules.profile == Profile::Slot;
+        #[cfg(dlock_planted)]
+        if Bug::ReleaseByName.is_on() {
+            return if self.evict(&claim.key) { Release::Released } else { Release::NotHeld };
+        }
         let state = self.keys.get(&claim.key);
         let had = state.is_some_and(|state| state.line.iter().any(|entry| entry.is(session, claim.id)));
         let free = state.is_none_or(|state| state.line.is_empty() && state.foreign.is_none());
@@ -349,6 +378,8 @@ impl Store {
             // Moves the index of a free key, so that a copy of the claim that is guarded by it can never apply.
             self.change(&claim.key, |_| {});
         }
+        #[cfg(dlock_planted)]
+        let slot = slot || Bug::LateClaimLands.is_on();
         if !slot && self.sessions.contains_key(session) {
             self.tombstones.insert((session.clone(), claim.id));
         }
@@ -457,6 +488,10 @@ impl Store {
             state.line.clear();
             state.foreign = None;
             state.exists = false;
+            #[cfg(dlock_planted)]
+            {
+                state.lock_index = 0;
+            }
         });
     }
 

@@ -1,7 +1,7 @@
 //! A backend of one's own: [`Backend`] makes a small lock server a store for dlock.
 //!
 //! Read [`store`] first, for what the server knows; it stands for whatever you have. Then this file, which is the lesson: one
-//! method is one request and one translation. `docs/backend-authors.md` walks through it, and `tests/conformance.rs` proves it.
+//! method is one request and one translation. `docs/backend-authors.md` walks through it, and `tests/own_backend_conformance.rs` proves it.
 
 pub mod server;
 pub mod store;

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Plants bugs that lock libraries have had, one after the other, and has the simulators find each.
+#
+# usage: scripts/planted.sh [NAME]
+#
+# With the name of a bug, shows what a developer sees who has made that mistake: the campaign that fails, its smallest plan, its picture,
+# and the command that replays it. DLOCK_SIM_REPLAY=PLAN replays a plan with that bug.
+set -euo pipefail
+
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; }
+
+case "${1:-}" in
+    -h | --help) usage; exit 0 ;;
+    -*) usage >&2; exit 2 ;;
+esac
+[ $# -le 1 ] || { usage >&2; exit 2; }
+cd "$(dirname "$0")/.."
+command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later" >&2; exit 1; }
+
+# A folder of their own: nothing that is built here is ever taken for the real thing.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/planted
+export RUSTFLAGS="--cfg dlock_planted --check-cfg=cfg(dlock_planted)"
+if [ $# -eq 1 ]; then
+    export DLOCK_PLANTED=$1
+fi
+suite=planted
+if [ -n "${DLOCK_SIM_REPLAY:-}" ]; then
+    suite=replay
+fi
+exec cargo test -q -p dlock-sim --test $suite -- --nocapture

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Says in a few lines what a run of all tests has proved, from its log; fails if a part is missing.
+#
+# usage: scripts/proof.sh LOG
+set -euo pipefail
+
+if [ $# -ne 1 ] || [ ! -f "$1" ]; then
+    sed -n '2,4s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+
+# Cases of a suite by the backend they ran on: the name of a test begins with the backend's where a program has more than one.
+awk '
+    / Running / { program = $2; sub(".*/", "", program); sub("\\.rs$", "", program) }
+    /^test .* \.\.\. ok$/ && program ~ /_conformance$|^suite_/ {
+        backend = program; sub("_conformance$", "", backend); sub("^suite_", "", backend)
+        if (backend == "memory") backend = "memory, " substr($2, 1, index($2, ":") - 1)
+        count[(program ~ /^suite_/ ? "suite of the locker" : "conformance") " on " backend]++
+    }
+    END { for (suite in count) printf "proof: %s: %d cases\n", suite, count[suite] }
+' "$1" | sort
+grep '^proof: ' "$1"
+
+for part in "Machines:" "Locker:" "Wire:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" "live:"; do
+    grep -q "^proof: $part" "$1" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }
+done
+grep -qE '^proof: live: fenced updates [0-9]+, refused [0-9]+, lost 0$' "$1" || { echo "the log does not say that no fenced update was lost" >&2; exit 1; }
