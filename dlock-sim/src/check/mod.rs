@@ -8,7 +8,7 @@
 //! | S2 | the store grants a token that is not above all it granted before |
 //! | S3 | a client believes at an instant at which the store grants it nothing, or two clients believe at once |
 //! | S4 | the store lets a grant lapse whose client was not told of the loss before |
-//! | S5 | a grant ends twice, or is given back although its client still holds it, or by another client's call |
+//! | S5 | a grant ends twice, or is given back although its client still holds it, by another client's call, or by the next claim of its own |
 //! | S6 | a client is told that it holds the lock with a token that is not the live one, and not that it lost it |
 //! | S7 | a client believes or writes in the name of an acquisition that was told of its loss or gave the lock back |
 //! | S8 | no order of the operations explains what clients were answered ([`crate::wgl`]); looked at up to [`LARGEST`] operations |
@@ -19,7 +19,7 @@
 //! | H1 | something of a client is left at the end |
 //! | H2 | a task is left at the end |
 //! | H3 | a grant outlives its acquisition, which was refused, lost, given back or crashed, for longer than it takes to lapse |
-//! | H4 | a secret is left in a log |
+//! | H4 | a secret is told; simulated clients have none, so that it is looked for in the logs of the live runs |
 //!
 //! **Excuses.** A paused client cannot be told anything: S3, S4 and S6 wait for its first step. A client whose grant an operator ended hears of
 //! it by its next audit: S3 waits for that, and longer while faults keep it from asking. A crashed client believes nothing.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use super::proof::{Proof, prove};
 use super::register::{RegisterServer, Registers, Tally};
 use super::storm::{Kind, Misfortune, StormError, Strike, strike_servers};
 use super::told::histories;
-use super::worker::Job;
+use super::worker::{Job, SECRET};
 use super::{Clock, Told};
 use crate::history::{Event, Line};
 
@@ -50,6 +50,10 @@ pub struct Outcome {
     pub tally: Tally,
     /// What was left at the servers although it should have lapsed.
     pub leftovers: Vec<String>,
+    /// How many lines the workers logged.
+    pub logged: usize,
+    /// Those of them that tell a secret.
+    pub told_secrets: Vec<String>,
     /// How long the storm took.
     pub took: Duration,
     /// Where the histories are.
@@ -128,7 +132,25 @@ pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
         fs::write(folder.join(format!("{}.jsonl", key.trim_start_matches(PREFIX))), history.to_json_lines())?;
     }
     let proof = prove(&histories, &strikes, live.ttl);
-    Ok(Outcome { live: live.clone(), strikes, proof, tally: registers.tally(), leftovers, took, folder })
+    let (logged, told_secrets) = read_logs(&folder)?;
+    Ok(Outcome { live: live.clone(), strikes, proof, tally: registers.tally(), leftovers, logged, told_secrets, took, folder })
+}
+
+/// How many lines were logged in a folder, and those of them that tell the secret.
+fn read_logs(folder: &Path) -> io::Result<(usize, Vec<String>)> {
+    let (mut logged, mut told) = (0, Vec::new());
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        // A killed process may end in the middle of a character.
+        let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        logged += text.lines().count();
+        let secrets = text.lines().filter(|line| line.contains(SECRET));
+        told.extend(secrets.map(|line| format!("{}: {line}", path.display())));
+    }
+    Ok((logged, told))
 }
 
 /// What is still at the servers after so long.
@@ -159,6 +181,10 @@ impl Outcome {
             failures.push(format!("{} fenced updates are lost", self.tally.lost_fenced));
         }
         failures.extend(self.leftovers.iter().map(|left| format!("left over: {left}")));
+        failures.extend(self.told_secrets.iter().map(|line| format!("a secret is told in {line}")));
+        if self.logged == 0 {
+            failures.push("void: the workers logged nothing".to_owned());
+        }
         if self.per_second() < Self::LEAST_PER_SECOND {
             let least = Self::LEAST_PER_SECOND;
             failures.push(format!("void: {:.0} lock operations a second, fewer than {least}", self.per_second()));
@@ -211,6 +237,7 @@ impl fmt::Display for Outcome {
             "proof: live: unfenced updates {}, by a past holder {}, lost {} ({rate:.3} %)",
             tally.unfenced, tally.late, tally.lost_unfenced
         )?;
+        writeln!(f, "proof: live: secrets told {}, in {} lines of logs", self.told_secrets.len(), self.logged)?;
         let (left, violations) = (self.leftovers.len(), proof.violations.len());
         write!(f, "proof: live: explained by an order {} operations, left over {left}, violations {violations}", proof.explained)
     }
@@ -221,4 +248,23 @@ fn listed(counts: &BTreeMap<String, usize>) -> String {
         return "none".to_owned();
     }
     counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_in_a_log_is_found() {
+        let folder = std::env::temp_dir().join(format!("dlock-sim-logs-{:016x}", fastrand::u64(..)));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("worker-1.log"), "one line\nanother\n").unwrap();
+        fs::write(folder.join("brisk-1.jsonl"), SECRET).unwrap();
+        assert_eq!(read_logs(&folder).unwrap(), (2, Vec::new()));
+        fs::write(folder.join("worker-2.log"), format!("X-Consul-Token: {SECRET}\n")).unwrap();
+        let (logged, told) = read_logs(&folder).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((logged, told.len()), (3, 1));
+        assert!(told[0].ends_with(&format!("worker-2.log: X-Consul-Token: {SECRET}")), "{told:?}");
+    }
 }

@@ -65,13 +65,15 @@ pub enum WorkerError {
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// How long it may take to give everything back at the end.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// The token of every worker, which must stand in no log.
+pub const SECRET: &str = "d10c4e57-5ec2-4e75-8a11-700000c0ffee";
 /// How many operations a client can number.
 const OPS: Op = 10_000_000;
 
 /// Works until the input ends, then shuts the locker down. Tells every event on the output, as one line of JSON.
 pub async fn work(orders: Orders) -> Result<(), WorkerError> {
     let range = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
-    let options = ConsulOptions::new().address(&orders.consul.to_string())?.ttl_range(range);
+    let options = ConsulOptions::new().address(&orders.consul.to_string())?.ttl_range(range).token(SECRET);
     let locker = Locker::builder(Consul::new(options)?).ttl(orders.job.ttl).name(name(orders.client)).build()?;
     let stop = CancellationToken::new();
     let worker = std::sync::Arc::new(Worker { orders, locker, stop: stop.clone(), ops: AtomicU32::new(0) });
