@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(after(&begin, "60 a believes 1 1\n900 a loses 1"), None);
         assert_eq!(after(&begin, "60 a believes 1 1\n30000 a loses 1"), Some(Invariant::S3));
         // Cut off from the store, it hears of it only when it is heard again.
-        assert_eq!(after(&begin, "60 a struck renew partition 22000\n30000 a loses 1"), None);
+        assert_eq!(after(&begin, "60 a struck renew partition 26000\n30000 a loses 1"), None);
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub enum Does {
     Release {
         /// Which.
         op: Op,
+        /// Its session had lapsed before the release arrived, which is answered so all the same: it was held when that was asked for.
+        lapsed: bool,
     },
     /// A release finds that the acquisition has nothing.
     FindNotHeld {
@@ -71,7 +73,7 @@ impl fmt::Display for Operation {
             Does::Acquire { op, token: Some(token) } => write!(f, "acquisition {op} to hold token {token}"),
             Does::Acquire { op, token: None } => write!(f, "acquisition {op} to hold the lock"),
             Does::FindBusy { op } => write!(f, "acquisition {op} to find the lock held by another"),
-            Does::Release { op } => write!(f, "acquisition {op} to give the lock back"),
+            Does::Release { op, .. } => write!(f, "acquisition {op} to give the lock back"),
             Does::FindNotHeld { op } => write!(f, "acquisition {op} not to hold the lock when it is released"),
             Does::End { op, .. } => write!(f, "the grant of acquisition {op} to end"),
         }
@@ -222,7 +224,10 @@ impl<'a> Search<'a> {
                 None => state.delayed.then_some(state),
             },
             Does::FindNotHeld { op } => state.holder.is_none_or(|(holder, _)| holder != op).then_some(state),
-            Does::Release { op } => state.holder.filter(|(holder, _)| *holder == op).map(|_| State { holder: None, ..state }),
+            Does::Release { op, lapsed } => {
+                let delayed = state.delayed || lapsed && self.delays;
+                state.holder.filter(|(holder, _)| *holder == op).map(|_| State { holder: None, delayed, ..state })
+            }
             Does::End { op, token } => {
                 let ends =
                     |(holder, held): &(Op, Option<u64>)| *holder == op && (token.is_none() || held.is_none() || token == *held);
@@ -426,6 +431,15 @@ mod tests {
     }
 
     #[test]
+    fn a_try_may_find_the_lock_delayed_after_a_release_that_came_too_late() {
+        let history = sketch::history(
+            "0 a wants 1\n1 - grants 1 1\n2 a holds 1 1\n3 a releasing 1\n5 - lapses 1 1\n9 a released 1\n10 c tries 3\n11 c busy 3",
+        );
+        assert_eq!(order(&operations(&history), true, 1_000), Verdict::Linearizable);
+        assert!(matches!(order(&operations(&history), false, 1_000), Verdict::Illegal { .. }));
+    }
+
+    #[test]
     fn a_try_that_its_own_client_answers_says_nothing_of_the_store() {
         let history = "0 a tries 1
                        1 a tries 2
@@ -480,7 +494,7 @@ mod tests {
     #[test]
     fn one_wrong_answer_among_a_thousand_is_found() {
         let mut operations = long(500, 1_000);
-        let found = operations.iter().position(|operation| operation.does == Does::Release { op: 450 }).unwrap();
+        let found = operations.iter().position(|operation| operation.does == Does::Release { op: 450, lapsed: false }).unwrap();
         operations[found].does = Does::FindNotHeld { op: 450 };
         let begun = std::time::Instant::now();
         assert!(matches!(order(&operations, false, 1_000_000), Verdict::Illegal { .. }));

@@ -47,6 +47,8 @@ struct Known {
     interfered: bool,
     /// Among the operations, the end of its grant while it was released.
     ended: Option<usize>,
+    /// That end was no release.
+    lapsed: bool,
     /// Nothing of it is under way any more.
     over: bool,
     /// Another of its client's was under way with it.
@@ -99,11 +101,11 @@ impl Reading {
                 known.outcome = Some(outcome);
                 // An operator ended the grant, and a late copy of the claim got a place in the queue: that was given back.
                 let only_place = known.interfered && known.ended.is_none();
-                let lost = known.lost;
+                let (lost, lapsed) = (known.lost, known.lapsed);
                 let (asked, from) = known.releasing.unwrap_or((n, at));
                 match outcome {
                     Outcome::Released if only_place => {}
-                    Outcome::Released => self.push(Does::Release { op }, asked, from, Some((n, at))),
+                    Outcome::Released => self.push(Does::Release { op, lapsed }, asked, from, Some((n, at))),
                     Outcome::NotHeld if self.speaks_for_the_store(client) && !lost => {
                         self.push(Does::FindNotHeld { op }, asked, from, Some((n, at)));
                     }
@@ -123,7 +125,8 @@ impl Reading {
                 // end is not.
                 let by_release = known.releasing.is_some() && known.outcome.is_none();
                 if by_release && known.ended.is_none() {
-                    self.acquisitions.entry(op).or_default().ended = Some(self.operations.len());
+                    let known = self.acquisitions.entry(op).or_default();
+                    (known.ended, known.lapsed) = (Some(self.operations.len()), cause != End::GivenBack);
                 }
                 self.acquisitions.entry(op).or_default().interfered |= cause == End::Interference;
                 self.push(Does::End { op, token: Some(token) }, n, at, Some((n, at)));
