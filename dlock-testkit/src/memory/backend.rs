@@ -14,8 +14,9 @@ use dlock_core::{
 
 use super::control::{Call, Control};
 use super::network::{ChangedBy, Network, Observer};
+use super::request::{Guard, Profile, Reply, Request, Rules};
 use super::shared::{Shared, mismatched};
-use super::store::{Guard, Profile, Reply, Request, Rules, Store};
+use super::store::Store;
 
 /// A store of locks in this process; clones share it, and so do all who open it under one name.
 ///

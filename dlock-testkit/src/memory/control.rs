@@ -8,8 +8,9 @@ use std::time::Duration;
 use dlock_core::{Claim, ClaimId, ErrorKind, FencingToken, Key, Mode, Moment, Place, SessionId, Standing};
 
 use super::network::ChangedBy;
+use super::request::{GrantRecord, Reply, Request};
 use super::shared::Shared;
-use super::store::{GrantRecord, Reply, Request, Store};
+use super::store::Store;
 
 /// Levers on a store in memory: end sessions, delete keys, hold elsewhere, and fail, hang or lose the next call of a kind.
 ///

@@ -24,10 +24,12 @@ mod backend;
 mod clock;
 mod control;
 mod network;
+mod request;
 mod shared;
 mod store;
 
 pub use backend::{Memory, MemoryBuilder};
 pub use control::{Call, Control, Elsewhere, HeldRequest, Outage};
 pub use network::{ChangedBy, Homeward, Network, Observer, Outward, Route};
-pub use store::{GrantRecord, Guard, Profile, Reply, Request, Rules, Store};
+pub use request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
+pub use store::Store;

@@ -13,7 +13,8 @@ use tokio::sync::{Notify, oneshot};
 use super::clock::StoreClock;
 use super::control::{Call, Faults, Obstacle};
 use super::network::{ChangedBy, Homeward, Network, Observer, Outward, Route};
-use super::store::{Reply, Request, Rules, Store};
+use super::request::{Reply, Request, Rules};
+use super::store::Store;
 
 pub(crate) struct Shared {
     state: Mutex<State>,
