@@ -15,7 +15,7 @@ use dlock_core::{
 };
 
 use crate::api::Api;
-use crate::classify::{Asked, Needs, denied};
+use crate::classify::{Asked, Needs, denied, excerpt};
 use crate::config::{ConfigError, ConsulOptions};
 use crate::http::Http;
 use crate::notes::{ClaimState, Known, Notes};
@@ -187,7 +187,7 @@ impl Shared {
         } else if says("due to lock delay") {
             Ok(Attempted::Delayed)
         } else if says("missing session") || says("failed session lookup") {
-            let message = format!("claiming the key: Consul answered {}", errors[0].what);
+            let message = format!("claiming the key: Consul answered {}", excerpt(&errors[0].what));
             Err(BackendError::new(ErrorKind::Invalid, message))
         } else {
             Ok(Attempted::Refused)

@@ -53,7 +53,8 @@ pub(crate) fn status(asked: Asked<'_>, status: u16, body: &str) -> BackendError 
         500 if is_definitive(body) => return definitive(asked, body),
         _ => unsure,
     };
-    BackendError::new(kind, format!("{}: Consul answered {} {}", asked.what, status, excerpt(body)))
+    let said = format!("{}: Consul answered {} {}", asked.what, status, excerpt(body));
+    BackendError::new(kind, said.trim_end().to_owned())
 }
 
 /// A request that brought no answer.
@@ -110,10 +111,11 @@ fn ttl_range(body: &str) -> Option<(std::time::Duration, std::time::Duration)> {
     Some((parse_go_duration(min)?, parse_go_duration(max)?))
 }
 
-/// So much of a body as fits into a line.
-fn excerpt(body: &str) -> String {
+/// So much of a body as fits into a line, without what would move the cursor of a terminal.
+pub(crate) fn excerpt(body: &str) -> String {
     let line = body.lines().next().unwrap_or_default();
-    line.chars().take(200).collect()
+    let line: String = line.chars().filter(|c| !c.is_control()).take(200).collect();
+    line.trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -151,6 +153,13 @@ mod tests {
     #[test]
     fn a_failed_read_has_changed_nothing() {
         assert_eq!(kind(READ, 500, "No cluster leader"), ErrorKind::Transient);
+    }
+
+    #[test]
+    fn what_a_body_says_is_one_line_of_text() {
+        let controls = status(READ, 500, "\x1b[2J\rall is well\nreally").to_string();
+        assert_eq!(controls, "reading: Consul answered 500 [2Jall is well");
+        assert_eq!(status(READ, 502, "").to_string(), "reading: Consul answered 502");
     }
 
     #[test]
