@@ -41,6 +41,10 @@ impl Api {
         let attempt = self.session_attempt();
         let answer = attempt.put("/v1/session/create".to_owned(), body, asked).await?;
         let created: CreatedSession = read(asked, &checked(asked, answer)?)?;
+        // It stands in paths as it is.
+        if created.id.is_empty() || !created.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            return Err(unreadable(asked, serde::de::Error::custom("the id is none of a session")));
+        }
         attempt.answered();
         Ok(SessionId::new(created.id))
     }
@@ -199,7 +203,38 @@ fn entry(asked: Asked<'_>, answer: Answer) -> Result<(Option<Entry>, u64), Backe
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::transport::TransportError;
+
+    /// Always answers 200, with this body.
+    #[derive(Debug)]
+    struct Says(&'static str);
+
+    #[async_trait]
+    impl Transport for Says {
+        async fn send(&self, _: Request) -> Result<Answer, TransportError> {
+            Ok(Answer { status: 200, index: None, body: self.0.to_owned() })
+        }
+    }
+
+    #[test]
+    fn a_session_id_that_would_name_another_path_is_refused() {
+        for (body, accepted) in [
+            (r#"{"ID":"e5bd3b5b-a98a-4b71-a4be-8bf8d5d8ef5e"}"#, true),
+            (r#"{"ID":""}"#, false),
+            (r#"{"ID":"../kv/a"}"#, false),
+            (r#"{"ID":"a?b#c d"}"#, false),
+        ] {
+            let api = Api::new(Arc::new(Says(body)), Duration::from_secs(1));
+            let create =
+                CreateSession { name: String::new(), ttl: "15s".into(), lock_delay: "0s", behavior: "release", node_checks: [] };
+            let opened = api.create_session(&create).now_or_never().expect("it is answered at once");
+            assert_eq!(opened.is_ok(), accepted, "{body}");
+        }
+    }
 
     #[test]
     fn every_segment_is_encoded_and_slashes_are_kept() {
