@@ -187,9 +187,13 @@ pub(crate) fn json(metadata: &Metadata) -> Vec<u8> {
     serde_json::to_vec(metadata).expect("a map of strings is always JSON")
 }
 
-/// A duration as Go reads it.
+/// A duration as Go reads it, to the nanosecond: less than was asked for would be believed for too long.
 pub(crate) fn go_duration(duration: Duration) -> String {
-    if duration.subsec_nanos() == 0 { format!("{}s", duration.as_secs()) } else { format!("{}ms", duration.as_millis()) }
+    match duration.subsec_nanos() {
+        0 => format!("{}s", duration.as_secs()),
+        nanos if nanos % 1_000_000 == 0 => format!("{}ms", duration.as_millis()),
+        _ => format!("{}ns", duration.as_nanos()),
+    }
 }
 
 /// A duration as Go writes it, such as `1h0m0s`, `15s`, `1.5s`, `200ms`; `None` for anything else.
@@ -230,6 +234,7 @@ mod tests {
             assert_eq!(go_duration(duration), text);
             assert_eq!(parse_go_duration(text), Some(duration));
         }
+        assert_eq!(go_duration(Duration::from_nanos(15_000_000_001)), "15000000001ns");
         assert_eq!(parse_go_duration("24h0m0s"), Some(Duration::from_secs(86_400)));
         assert_eq!(parse_go_duration("1.5s"), Some(Duration::from_millis(1_500)));
         for nonsense in ["", "s", "15", "15x"] {
