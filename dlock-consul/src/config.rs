@@ -87,7 +87,7 @@ impl ConsulOptions {
             }
         }
         options.tls = switch("CONSUL_HTTP_SSL", &get)?.unwrap_or(false);
-        options = options.over_tls();
+        options = options.address(Self::DEFAULT_URL)?;
         if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", &get)? {
             options.verify = verify;
         }
@@ -111,22 +111,23 @@ impl ConsulOptions {
     }
 
     pub(crate) fn at_url(self, url: &str) -> Result<Self, ConfigError> {
-        let address = match url.split_once("://") {
-            Some(("consul" | "consul+http", rest)) => format!("http://{rest}"),
-            Some(("consul+https", rest)) => format!("https://{rest}"),
-            Some(("consul+unix", rest)) => format!("unix://{rest}"),
+        let (scheme, rest) = match url.split_once("://") {
+            Some(("consul" | "consul+http", rest)) => ("http", rest),
+            Some(("consul+https", rest)) => ("https", rest),
+            Some(("consul+unix", rest)) => ("unix", rest),
             _ => return Err(ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }),
         };
-        let mut options = self.address(&address).map_err(|error| match error {
+        let mut options = self.address(&format!("{scheme}://{rest}")).map_err(|error| match error {
             ConfigError::Address { reason: NO_URL | NO_HOST, .. } => {
                 ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }
             }
             ConfigError::Address { reason, .. } => ConfigError::Address { address: redacted(url), reason },
             other => other,
         })?;
-        // As it was given: a parsed address does not tell its scheme's own port from none.
-        let given = Url::parse(url).ok().and_then(|url| url.port());
-        if let (None, Address::Http(address)) = (given, &mut options.address) {
+        // A parsed address does not tell its scheme's own port from none; no port is that of both.
+        let parsed = |scheme| Url::parse(&format!("{scheme}://{rest}"));
+        let given = ["http", "https"].into_iter().any(|scheme| parsed(scheme).is_ok_and(|url| url.port().is_some()));
+        if let (false, Address::Http(address)) = (given, &mut options.address) {
             _ = address.set_port(Some(if address.scheme() == "https" { 8501 } else { 8500 }));
         }
         Ok(options)
@@ -156,16 +157,13 @@ impl ConsulOptions {
         if url.query().is_some() || url.fragment().is_some() || !matches!(url.path(), "" | "/") {
             return Err(refuse("it must end after the port"));
         }
+        // Once TLS is asked for, no address is spoken to without. Parsed anew: a URL forgets a port that is its scheme's own.
+        let url = match full.split_once("://") {
+            Some((_, place)) if self.tls => Url::parse(&format!("https://{place}")).map_err(|_| refuse(NO_URL))?,
+            _ => url,
+        };
         self.address = Address::Http(url);
-        Ok(self.over_tls())
-    }
-
-    /// Once TLS is asked for, no address is spoken to without.
-    fn over_tls(mut self) -> Self {
-        if let (true, Address::Http(url)) = (self.tls, &mut self.address) {
-            _ = url.set_scheme("https");
-        }
-        self
+        Ok(self)
     }
 
     /// The ACL token to send. Defaults to none, which is Consul's anonymous token.
@@ -367,6 +365,8 @@ mod tests {
         }
         let options = from(&[("CONSUL_HTTP_SSL", "1")]).unwrap();
         assert_eq!(options.address.to_string(), "https://127.0.0.1:8500");
+        assert_eq!(options.clone().address("http://other:80").unwrap().address.to_string(), "https://other:80");
+        assert_eq!(options.clone().at_url("consul://other:80").unwrap().address.to_string(), "https://other:80");
         assert_eq!(options.clone().address("http://other:1").unwrap().address.to_string(), "https://other:1");
         assert_eq!(options.clone().at_url("consul://other:1").unwrap().address.to_string(), "https://other:1");
         assert_eq!(options.address("unix:///run/consul.sock").unwrap().address.to_string(), "unix:///run/consul.sock");
@@ -378,6 +378,9 @@ mod tests {
             ("consul://localhost", "http://localhost:8500"),
             ("consul://localhost/", "http://localhost:8500"),
             ("consul://localhost:80", "http://localhost"),
+            ("consul:////localhost:9000", "http://localhost:9000"),
+            ("consul://localhost:9000\\", "http://localhost:9000"),
+            ("consul+https://localhost:443", "https://localhost"),
             ("consul+https://localhost", "https://localhost:8501"),
             ("consul+unix:///run/consul.sock", "unix:///run/consul.sock"),
         ] {
