@@ -266,9 +266,14 @@ fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<O
     }
 }
 
-/// The address without what might be a secret in it. A password may hold anything, so all that comes before the last `@` goes first.
+/// The address without what might be a secret in it. A password may hold anything, so all that comes before the last `@` goes first; what
+/// follows it may be the end of a parameter.
 fn redacted(address: &str) -> String {
-    let (hidden, place) = address.rsplit_once('@').map_or(("", address), |(_, host)| ("…@", host));
+    let (hidden, place) = match address.rsplit_once('@') {
+        Some((before, _)) if before.contains(['?', '#']) => return "…".to_owned(),
+        Some((_, place)) => ("…@", place),
+        None => ("", address),
+    };
     let place = place.split(['?', '#']).next().unwrap_or_default();
     format!("{hidden}{place}")
 }
@@ -405,6 +410,7 @@ mod tests {
             ("http://", "http://127.0.0.1:8500"),
             ("http://u:hunter2/x@h:1", "http://127.0.0.1:8500"),
             ("http://u:hunter2#x@h:1", "http://127.0.0.1:8500"),
+            ("http://h:1/?token=a@hunter2", "end after the port"),
         ] {
             let error = from(&[("CONSUL_HTTP_ADDR", given)]).unwrap_err().to_string();
             assert!(error.contains(hint) && !error.contains("hunter2"), "{given}: {error}");

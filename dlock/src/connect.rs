@@ -34,7 +34,7 @@ pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The backend that a URL names; sends nothing.
 pub fn backend(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
-    let Some((scheme, rest)) = url.split_once("://") else {
+    let Some((scheme, rest)) = scheme(url) else {
         return Err(ConnectError::NoScheme { url: without_secrets(url) });
     };
     match scheme {
@@ -70,17 +70,22 @@ fn memory(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
     Err(ConnectError::FeatureOff { feature: "memory" })
 }
 
+/// The scheme and what follows; a password may hold `://` as well.
+fn scheme(url: &str) -> Option<(&str, &str)> {
+    url.split_once("://").filter(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)))
+}
+
 /// The URL without what might be a password in it, for messages.
 fn without_secrets(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    // A password may hold anything, so all that comes before the last `@` goes first.
-    let (secret, rest) = rest.rsplit_once('@').map_or((None, rest), |(secret, rest)| (Some(secret), rest));
+    let (scheme, rest) = scheme(url).map_or((String::new(), url), |(scheme, rest)| (format!("{scheme}://"), rest));
+    // A password may hold anything, so all that comes before the last `@` goes first; what follows it may be the end of a parameter.
+    let (hidden, rest) = match rest.rsplit_once('@') {
+        Some((before, _)) if before.contains(['?', '#']) => return format!("{scheme}…"),
+        Some((_, rest)) => ("…@", rest),
+        None => ("", rest),
+    };
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    match secret {
-        Some(_) => format!("{scheme}://…@{rest}"),
-        None if scheme.is_empty() => rest.to_owned(),
-        None => format!("{scheme}://{rest}"),
-    }
+    format!("{scheme}{hidden}{rest}")
 }
 
 /// Why there is no locker for a URL.
@@ -139,9 +144,16 @@ mod tests {
     fn messages_hold_no_secrets() {
         assert_eq!(without_secrets("consul://user:pass@host:1/x?token=t"), "consul://…@host:1/x");
         assert_eq!(without_secrets("consul://host:1"), "consul://host:1");
-        for odd in ["consul://u:secret/x@host:1", "consul://u:secret?x@host:1", "consul://u:secret#x@host:1"] {
-            assert_eq!(without_secrets(odd), "consul://…@host:1", "{odd}");
+        assert_eq!(without_secrets("consul://u:secret/x@host:1"), "consul://…@host:1");
+        for odd in ["consul://u:secret?x@host:1", "consul://u:secret#x@host:1", "consul://host:1?token=a@secret"] {
+            assert_eq!(without_secrets(odd), "consul://…", "{odd}");
         }
+    }
+
+    #[test]
+    fn a_password_that_looks_like_a_scheme_is_not_named_as_one() {
+        let error = backend("user:secret://x@host:1").unwrap_err();
+        assert!(matches!(&error, ConnectError::NoScheme { url } if url == "…@host:1"), "{error:?}");
     }
 
     #[test]
