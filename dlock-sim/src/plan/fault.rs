@@ -125,7 +125,7 @@ impl FaultKind {
     /// The fault of this kind with a measure drawn up to three ttl.
     pub(super) fn drawn(self, bits: u64, ttl_ms: u32) -> Fault {
         // Short ones are as interesting as long ones: half of them stay below an eighth of a ttl.
-        let longest = if bits & 1 == 0 { ttl_ms / 8 } else { ttl_ms * 3 };
+        let longest = if bits & 1 == 0 { ttl_ms / 8 } else { ttl_ms.saturating_mul(3) };
         let measure = 1 + ((bits >> 1) % u64::from(longest.max(1))) as u32;
         match self {
             Self::LoseRequest => Fault::LoseRequest,
