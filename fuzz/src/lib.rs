@@ -1,0 +1,3 @@
+//! What dlock reads from outside, under arbitrary bytes: see CONTRIBUTING.md.
+
+pub mod properties;
