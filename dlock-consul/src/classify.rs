@@ -160,6 +160,8 @@ mod tests {
         let controls = status(READ, 500, "\x1b[2J\rall is well\nreally").to_string();
         assert_eq!(controls, "reading: Consul answered 500 [2Jall is well");
         assert_eq!(status(READ, 502, "").to_string(), "reading: Consul answered 502");
+        let cut = status(READ, 500, &format!("{} more", "k".repeat(199))).to_string();
+        assert!(cut.ends_with('k'), "{cut:?}");
     }
 
     #[test]
