@@ -186,6 +186,13 @@ impl Lease {
         Self { requested: ttl, lapses_within_ttls, failures: 0, lapses_at: Moment::ORIGIN, state: State::New }
     }
 
+    /// The same, but nothing is sent before this moment: for when the sessions before it were gone as soon as they were opened.
+    #[must_use]
+    pub fn not_before(mut self, from: Moment) -> Self {
+        self.state = State::OpenPaused { until: from };
+        self
+    }
+
     /// The part of a ttl that is not believed, against clocks that run at different rates: 1 %, at least 50 ms.
     pub fn margin(ttl: Duration) -> Duration {
         #[cfg(dlock_planted)]
@@ -424,6 +431,16 @@ mod tests {
 
     fn at(millis: u64) -> Moment {
         Moment::from_origin(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn nothing_is_sent_before_the_moment_that_is_asked_for() {
+        let mut lease = Lease::new(TTL, 2).not_before(at(700));
+        assert_eq!(step(&mut lease, LeaseEvent::Started, 0), todo(LeaseAction::Rest, 700));
+        assert_eq!(lease.health(), Health::Opening);
+        assert_eq!(step(&mut lease, LeaseEvent::Elapsed, 700), todo(LeaseAction::Open, 2_700));
+        let mut late = Lease::new(TTL, 2).not_before(at(700));
+        assert_eq!(step(&mut late, LeaseEvent::Started, 800), todo(LeaseAction::Open, 2_800));
     }
 
     fn step(lease: &mut Lease, event: LeaseEvent, millis: u64) -> LeaseStep {

@@ -102,8 +102,11 @@ struct Acquisition {
 
 impl Acquisition {
     async fn contend(&mut self) -> Result<Option<Arc<Grant>>, LockError> {
+        let mut tried = false;
         loop {
-            let Some(pass) = self.pass().await? else { return Ok(None) };
+            // Once it has tried, what keeps the gate closed may be what it has itself to undo.
+            let Some(pass) = self.pass(tried).await? else { return Ok(None) };
+            tried = true;
             let plan = AcquirePlan {
                 place: self.place,
                 retry: self.options.retry,
@@ -135,10 +138,10 @@ impl Acquisition {
         }
     }
 
-    /// Waits at the gate of the key; a try does not.
-    async fn pass(&mut self) -> Result<Option<Pass>, LockError> {
+    /// Waits at the gate of the key; a try does not, the first time.
+    async fn pass(&mut self, again: bool) -> Result<Option<Pass>, LockError> {
         let gates = Arc::clone(&self.engine.gates);
-        if self.place == Place::Try {
+        if self.place == Place::Try && !again {
             return Ok(gates.try_pass(&self.key));
         }
         let key = self.key.clone();

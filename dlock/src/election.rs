@@ -75,7 +75,11 @@ impl Election {
             let outcome = leadership.guarded(work(leadership.held())).await;
             match &outcome {
                 Err(lost) if lost.reason == Loss::Shutdown => return Err(LockError::ShutDown),
-                Err(lost) => tracing::warn!(error = %lost, "term lost, campaigning again"),
+                Err(lost) => {
+                    tracing::warn!(error = %lost, "term lost, campaigning again");
+                    // Nothing runs under it any more, and it may have been told ahead of its end.
+                    drop(leadership);
+                }
                 Ok(_) => {
                     if let Err(unknown) = leadership.resign().await {
                         tracing::warn!(error = %unknown, "resignation not answered yet");

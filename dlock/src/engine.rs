@@ -1,9 +1,9 @@
 //! What all clones of a locker share: the store, the gates, the sessions and their keepers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dlock_core::{LockBackend, Moment};
+use dlock_core::{Chance, LockBackend, Moment, RetryPolicy};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +24,10 @@ pub(crate) struct Engine {
     /// Told when a session is done.
     pub(crate) forgotten: Notify,
     sessions: Mutex<Vec<Arc<Session>>>,
-    /// Until when a session may live at the store whose opening was never answered, in nanoseconds on the clock.
-    unheard_until: AtomicU64,
+    /// Until when a session may live at the store that is kept by nobody here, in nanoseconds on the clock.
+    unkept_until: AtomicU64,
+    /// How many sessions the store did not know when they were first used, since the last grant.
+    forgotten_in_a_row: AtomicU32,
 }
 
 impl Engine {
@@ -39,18 +41,37 @@ impl Engine {
             stopping: CancellationToken::new(),
             forgotten: Notify::new(),
             sessions: Mutex::default(),
-            unheard_until: AtomicU64::new(0),
+            unkept_until: AtomicU64::new(0),
+            forgotten_in_a_row: AtomicU32::new(0),
         }
     }
 
-    /// A session may have been opened whose id is not known here; it lapses by then.
-    pub(crate) fn may_have_opened(&self, lapses_by: Moment) {
-        self.unheard_until.fetch_max(lapses_by.since_origin().as_nanos() as u64, Ordering::AcqRel);
+    /// A session that is kept by nobody here may live at the store, as its opening was never answered or it was left to lapse; it lapses by
+    /// then.
+    pub(crate) fn may_live(&self, lapses_by: Moment) {
+        self.unkept_until.fetch_max(lapses_by.since_origin().as_nanos() as u64, Ordering::AcqRel);
     }
 
-    /// Whether a session whose opening was never answered may still live at the store.
-    pub(crate) fn may_have_unheard_sessions(&self) -> bool {
-        self.clock.now().since_origin().as_nanos() < u128::from(self.unheard_until.load(Ordering::Acquire))
+    /// Whether a session that is kept by nobody here may still live at the store.
+    pub(crate) fn may_have_unkept_sessions(&self) -> bool {
+        self.clock.now().since_origin().as_nanos() < u128::from(self.unkept_until.load(Ordering::Acquire))
+    }
+
+    /// The store did not know a session that was claimed with.
+    pub(crate) fn forgotten_by_the_store(&self) {
+        self.forgotten_in_a_row.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A claim was granted: the store knows our sessions.
+    pub(crate) fn known_to_the_store(&self) {
+        self.forgotten_in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    /// Before when no other session is opened: the first that the store forgot is replaced at once, those that follow are not.
+    pub(crate) fn open_from(&self) -> Option<Moment> {
+        let again = self.forgotten_in_a_row.load(Ordering::Relaxed).checked_sub(1).filter(|again| *again > 0)?;
+        let pause = RetryPolicy::default().pause(again, Chance(fastrand::u32(..))).unwrap_or(RetryPolicy::MAX);
+        Some(self.clock.now().plus(pause))
     }
 
     fn sessions_mut(&self) -> MutexGuard<'_, Vec<Arc<Session>>> {

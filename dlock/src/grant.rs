@@ -91,12 +91,15 @@ impl Grant {
     /// Until when a grant that is told of this loss now stays at the store, so that what runs under it has the time to stop that it
     /// asked for; `None` when it is to be given back at once.
     pub(crate) fn stops_until(&self, loss: Loss, now: Moment) -> Option<Moment> {
+        let end = self.limits.hold_until.plus(self.limits.stop_before);
         let until = match loss {
-            Loss::Expired => self.session.believed_until(),
-            Loss::HeldTooLong => self.limits.hold_until.plus(self.limits.stop_before),
+            Loss::Expired if !self.limits.stop_before.is_zero() => self.session.believed_until(),
+            Loss::HeldTooLong if !self.limits.stop_before.is_zero() => end,
+            // Its guard lives: what runs under it goes on until it is let go.
+            Loss::Shutdown => end,
             _ => return None,
         };
-        (now < until && !self.limits.stop_before.is_zero()).then_some(until)
+        (now < until).then_some(until)
     }
 
     /// Whether its loss was told.
@@ -114,6 +117,8 @@ impl Grant {
         }
         let loss = if now >= self.limits.hold_until { Loss::HeldTooLong } else { self.session.loss().unwrap_or(Loss::Expired) };
         self.lose(loss);
+        // Belief may move on by a renewal under way; what was told is given back all the same.
+        self.session.look_at(self.claim.id, now);
         self.told()
     }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    BackendError, Cause, ClaimId, ErrorKind, Interference, LeaseAction, LeaseEvent, LeaseStep, Loss, Moment, Renewal, SessionId,
-    SessionRequest,
+    BackendError, Cause, ClaimId, ErrorKind, Interference, LeaseAction, LeaseEnd, LeaseEvent, LeaseStep, Loss, Moment, Renewal,
+    SessionId, SessionRequest,
 };
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, OptionFuture};
@@ -96,7 +96,13 @@ impl Keeper {
                 heard.event = self.session.ending_event().or(renewal_wanted).unwrap_or(heard.event);
             }
             let Heard { event, opened, error } = heard;
-            let step = self.session.step(event, opened, error);
+            let Some(step) = self.session.step(self.number, event, opened, error) else {
+                // This runtime was not driven for long, and another keeper has taken over: what is under way here is handed back.
+                if matches!(event, LeaseEvent::Opened { .. }) {
+                    self.forget_opening();
+                }
+                return;
+            };
             let (action, until) = match step {
                 LeaseStep::Do { action, until } => (action, until),
                 LeaseStep::Done(end) => {
@@ -122,12 +128,13 @@ impl Keeper {
             }
             self.look_at_grants();
             self.take_in();
-            let next = self.audit.start(&self.session).min(self.watches.start(&self.session, action));
+            // What was found waits for a renewal that is sent later; finding it again would put that off.
+            let audit = if self.found.is_some() { Moment::FAR_FUTURE } else { self.audit.start(&self.session) };
+            let next = audit.min(self.watches.start(&self.session, action));
             let until = until.min(self.session.next_look()).min(next);
             self.session.promise(until);
             let woke = self.sleep(until).await;
             if !self.session.is_kept_by(self.number) {
-                // This runtime was not driven for long, and another keeper has taken over: what is under way here is handed back.
                 return;
             }
             heard = match woke {
@@ -150,6 +157,9 @@ impl Keeper {
         self.tell_all();
         let call = self.call.take();
         self.conclude(call.as_ref(), false);
+        if end == LeaseEnd::Lapsed {
+            self.engine.may_live(self.session.clock().now().plus(self.session.lapses_within()));
+        }
         self.session.finish(end);
         self.engine.forget(&self.session);
     }
@@ -265,12 +275,17 @@ impl Keeper {
         }
     }
 
+    /// A session may have been opened of which nobody will hear.
+    fn forget_opening(&self) {
+        let lapses = self.session.ttl().saturating_mul(self.session.backend.capabilities().lapses_within_ttls);
+        self.engine.may_live(self.session.clock().now().plus(lapses));
+    }
+
     /// A call for the lease is over. If it was a renewal that was sent after an audit found something, the session is not the reason.
     fn conclude(&mut self, call: Option<&Call>, answered: bool) {
         let Some(Call { action, sent, .. }) = call else { return };
         if *action == LeaseAction::Open && !answered {
-            let lapses = self.session.ttl() * self.session.backend.capabilities().lapses_within_ttls;
-            self.engine.may_have_opened(self.session.clock().now().plus(lapses));
+            self.forget_opening();
         }
         if *action != LeaseAction::Renew {
             return;
@@ -290,6 +305,13 @@ impl Keeper {
                 self.lose(claim, loss);
             }
         }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let call = self.call.take();
+        self.conclude(call.as_ref(), false);
     }
 }
 

@@ -109,7 +109,10 @@ impl Session {
         // A shutdown cancels before it looks at the sessions: either it sees this one, or this one sees it.
         let refusing = engine.stopping.is_cancelled();
         let ending = if refusing { Ending::Retired } else { Ending::Wanted };
-        let lease = Lease::new(ttl, backend.capabilities().lapses_within_ttls);
+        let mut lease = Lease::new(ttl, backend.capabilities().lapses_within_ttls);
+        if let Some(from) = engine.open_from() {
+            lease = lease.not_before(from);
+        }
         let state = State {
             lease,
             id: None,
@@ -256,6 +259,9 @@ impl Session {
             state.early.insert((limits.stop_before, id));
         }
         drop(state);
+        if let Some(engine) = self.engine.upgrade() {
+            engine.known_to_the_store();
+        }
         self.wake.notify_one();
         Ok(grant)
     }
@@ -286,6 +292,16 @@ impl Session {
         let until = *state.lingering.entry(id).or_insert(until);
         state.timers.insert((until, id));
         until
+    }
+
+    /// The keeper is to look at a grant: its loss was told by whoever found its time over.
+    pub(crate) fn look_at(&self, id: ClaimId, now: Moment) {
+        let mut state = self.state();
+        if state.grants.contains_key(&id) {
+            state.timers.insert((now, id));
+            drop(state);
+            self.wake.notify_one();
+        }
     }
 
     /// Grants nothing any more; what it holds, and what is being released.
@@ -366,7 +382,13 @@ impl Session {
 
     /// The store did not know the session: no new claims with it, and its keeper asks at once.
     pub(crate) fn doubt(&self) {
-        self.state().doubted = true;
+        let mut state = self.state();
+        state.doubted = true;
+        let first = state.ending == Ending::Wanted;
+        drop(state);
+        if let Some(engine) = self.engine.upgrade().filter(|_| first) {
+            engine.forgotten_by_the_store();
+        }
         self.retire();
     }
 
@@ -429,10 +451,20 @@ impl Session {
         }
     }
 
-    /// Steps the lease and makes what follows from it known.
-    pub(crate) fn step(&self, event: LeaseEvent, opened: Option<SessionId>, error: Option<StoreError>) -> LeaseStep {
+    /// Steps the lease and makes what follows from it known; `None` when another keeper has taken over, whose answers alone count.
+    pub(crate) fn step(
+        &self,
+        keeper: u64,
+        event: LeaseEvent,
+        opened: Option<SessionId>,
+        error: Option<StoreError>,
+    ) -> Option<LeaseStep> {
         let now = self.clock.now();
         let mut state = self.state();
+        // Under the lock, which a keeper takes over under too.
+        if !self.is_kept_by(keeper) {
+            return None;
+        }
         let before = state.lease.health();
         if let (LeaseEvent::Opened { .. }, Some(id)) = (event, opened) {
             state.id = Some(id);
@@ -474,7 +506,7 @@ impl Session {
             }
             _ => false,
         });
-        step
+        Some(step)
     }
 
     fn report(&self, before: Health, now: Health, id: Option<&SessionId>, error: Option<&StoreError>) {

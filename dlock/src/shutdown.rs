@@ -97,7 +97,7 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
             report.given_back.push(grant.claim.key.clone());
         }
     }
-    report.closed = closed && report.left.is_empty() && !engine.may_have_unheard_sessions();
+    report.closed = closed && report.left.is_empty() && !engine.may_have_unkept_sessions();
     if !report.is_clean() {
         tracing::warn!(left = report.left.len(), closed = report.closed, "shut down with something left at the store");
     }
