@@ -54,7 +54,7 @@ impl Api {
         let asked = Asked { what: "renewing the session", writes: true, needs: Needs::SessionWrite };
         let attempt = self.session_attempt();
         let answer = attempt.put(format!("/v1/session/renew/{id}"), Vec::new(), asked).await?;
-        if answer.status == NOT_FOUND {
+        if answer.status == NOT_FOUND && answer.body.contains("Session id") {
             attempt.answered();
             return Ok(None);
         }
@@ -98,7 +98,7 @@ impl Api {
         let asked = Asked { what: "listing keys", writes: false, needs: Needs::KeyRead(prefix) };
         let target = format!("/v1/kv/{}?recurse&consistent", encode_path(prefix));
         let answer = self.short(asked, Method::Get, target, Vec::new()).await?;
-        if answer.status == NOT_FOUND {
+        if is_absent(&answer) {
             return Ok(Vec::new());
         }
         read(asked, &checked(asked, answer)?)
@@ -192,9 +192,14 @@ fn read<T: DeserializeOwned>(asked: Asked<'_>, answer: &Answer) -> Result<T, Bac
     serde_json::from_str(&answer.body).map_err(|error| unreadable(asked, error))
 }
 
+/// Whether Consul says that there is no such key. It tells an index with that; a 404 without one comes from something in between.
+fn is_absent(answer: &Answer) -> bool {
+    answer.status == NOT_FOUND && answer.index.is_some()
+}
+
 fn entry(asked: Asked<'_>, answer: Answer) -> Result<(Option<Entry>, u64), BackendError> {
     let index = answer.index.unwrap_or(0);
-    if answer.status == NOT_FOUND {
+    if is_absent(&answer) {
         return Ok((None, index));
     }
     let entries: Vec<Entry> = read(asked, &checked(asked, answer)?)?;
@@ -204,20 +209,40 @@ fn entry(asked: Asked<'_>, answer: Answer) -> Result<(Option<Entry>, u64), Backe
 #[cfg(test)]
 mod tests {
     use async_trait::async_trait;
+    use dlock_core::ErrorKind;
     use futures_util::FutureExt;
 
     use super::*;
     use crate::transport::TransportError;
 
-    /// Always answers 200, with this body.
+    /// Always answers this.
     #[derive(Debug)]
-    struct Says(&'static str);
+    struct Says(u16, Option<u64>, &'static str);
 
     #[async_trait]
     impl Transport for Says {
         async fn send(&self, _: Request) -> Result<Answer, TransportError> {
-            Ok(Answer { status: 200, index: None, body: self.0.to_owned() })
+            Ok(Answer { status: self.0, index: self.1, body: self.2.to_owned() })
         }
+    }
+
+    fn api(says: Says) -> Api {
+        Api::new(Arc::new(says), Duration::from_secs(1))
+    }
+
+    #[test]
+    fn only_consul_says_that_a_key_is_absent_or_a_session_gone() {
+        let (key, session) = (Key::new("a").unwrap(), SessionId::new("s"));
+        let read = |says| api(says).read_key(&key).now_or_never().expect("it is answered at once");
+        let list = |says| api(says).list_keys("a").now_or_never().expect("it is answered at once");
+        let renew = |says| api(says).renew_session(&session).now_or_never().expect("it is answered at once");
+        assert!(read(Says(404, Some(7), "")).unwrap().is_none());
+        assert!(list(Says(404, Some(7), "")).unwrap().is_empty());
+        assert!(renew(Says(404, None, "Session id 's' not found")).unwrap().is_none());
+        let in_between = || Says(404, None, "404 page not found");
+        assert_eq!(read(in_between()).unwrap_err().kind(), ErrorKind::Transient);
+        assert_eq!(list(in_between()).unwrap_err().kind(), ErrorKind::Transient);
+        assert_eq!(renew(in_between()).unwrap_err().kind(), ErrorKind::Ambiguous);
     }
 
     #[test]
@@ -228,7 +253,7 @@ mod tests {
             (r#"{"ID":"../kv/a"}"#, false),
             (r#"{"ID":"a?b#c d"}"#, false),
         ] {
-            let api = Api::new(Arc::new(Says(body)), Duration::from_secs(1));
+            let api = api(Says(200, None, body));
             let create =
                 CreateSession { name: String::new(), ttl: "15s".into(), lock_delay: "0s", behavior: "release", node_checks: [] };
             let opened = api.create_session(&create).now_or_never().expect("it is answered at once");

@@ -468,8 +468,9 @@ impl LockBackend for Consul {
             let mut index = cursor.map(|cursor| cursor.0);
             loop {
                 let (shown, now) = shared.api.session_info(session, index).await?;
-                // Not shown may also mean that the token must not see it: core asks by a renewal.
-                if !shown || index.is_some_and(|index| now != index) {
+                // Not shown may also mean that the token must not see it: core asks by a renewal. Without an index nothing waits: core sets
+                // the pace then.
+                if !shown || now == 0 || index.is_some_and(|index| now != index) {
                     return Ok(Cursor(now));
                 }
                 index = Some(now);

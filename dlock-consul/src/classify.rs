@@ -45,11 +45,15 @@ pub(crate) fn status(asked: Asked<'_>, status: u16, body: &str) -> BackendError 
     let body = body.trim();
     let unsure = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient };
     let kind = match status {
+        401 => {
+            let message = format!("{}: a user and password are wanted; set CONSUL_HTTP_AUTH to user:password", asked.what);
+            return BackendError::new(ErrorKind::Denied, message);
+        }
         403 => return denied(asked, body),
         429 => ErrorKind::Overloaded,
         // Consul's own limit says so; from anything in between, a 503 may come after the request was passed on.
         503 if body.contains("rate limit") => ErrorKind::Overloaded,
-        300..=399 | 400 | 404 | 405 | 413 => ErrorKind::Invalid,
+        300..=399 | 400 | 405 | 413 => ErrorKind::Invalid,
         500 if is_definitive(body) => return definitive(asked, body),
         _ => unsure,
     };
@@ -133,7 +137,9 @@ mod tests {
     fn every_status_has_its_meaning() {
         for (code, body, expected) in [
             (400, "Invalid query parameter: \"ns\"", ErrorKind::Invalid),
+            (401, "", ErrorKind::Denied),
             (403, "Permission denied", ErrorKind::Denied),
+            (404, "404 page not found", ErrorKind::Ambiguous),
             (403, "ACL not found", ErrorKind::Denied),
             (413, "Request body too large", ErrorKind::Invalid),
             (429, "Your IP is issuing too many concurrent connections", ErrorKind::Overloaded),

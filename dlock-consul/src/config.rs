@@ -1,5 +1,6 @@
 //! Where Consul is and how to speak to it: options, environment, URL.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -66,7 +67,7 @@ impl ConsulOptions {
     /// `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE` (wins over the token), `CONSUL_HTTP_AUTH`, `CONSUL_HTTP_SSL`,
     /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`. Unlike Go's client, a switch that cannot be read is an error, not "false".
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_lookup(|name| std::env::var(name).ok())
+        Self::from_lookup(environment()?)
     }
 
     pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
@@ -107,7 +108,7 @@ impl ConsulOptions {
     /// `consul+unix:///path`. Without a port it is 8500, over TLS 8501. `CONSUL_HTTP_ADDR` is not looked at; `CONSUL_HTTP_SSL` turns
     /// `consul://` into TLS as well.
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
-        Self::but_address(|name| std::env::var(name).ok())?.at_url(url)
+        Self::but_address(environment()?)?.at_url(url)
     }
 
     pub(crate) fn at_url(self, url: &str) -> Result<Self, ConfigError> {
@@ -253,9 +254,33 @@ const NO_URL: &str = "it is no URL; use for example http://127.0.0.1:8500";
 const NO_HOST: &str = "it names no host; use for example http://127.0.0.1:8500";
 const NOT_CONSUL: &str = "use consul://host:port, consul+https://host:port or consul+unix:///path";
 
+/// Variables of Consul's tools that are read.
+const SUPPORTED: [&str; 7] = [
+    "CONSUL_HTTP_ADDR",
+    "CONSUL_HTTP_TOKEN",
+    "CONSUL_HTTP_TOKEN_FILE",
+    "CONSUL_HTTP_AUTH",
+    "CONSUL_HTTP_SSL",
+    "CONSUL_HTTP_SSL_VERIFY",
+    "CONSUL_CACERT",
+];
+
 /// Variables of Consul's tools that change where requests go or how they are signed; ignoring one silently would be wrong.
 const UNSUPPORTED: [&str; 6] =
     ["CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_CAPATH", "CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
+
+/// The environment, once it is sure that all that is read of it is text: what cannot be read must not count as unset.
+fn environment() -> Result<impl Fn(&str) -> Option<String>, ConfigError> {
+    match unreadable(|name| std::env::var_os(name)) {
+        Some(name) => Err(ConfigError::NotUnicode { name }),
+        None => Ok(|name: &str| std::env::var(name).ok()),
+    }
+}
+
+fn unreadable(lookup: impl Fn(&str) -> Option<OsString>) -> Option<&'static str> {
+    let known = SUPPORTED.iter().chain(&UNSUPPORTED).copied();
+    known.into_iter().find(|name| lookup(name).is_some_and(|value| value.to_str().is_none()))
+}
 
 fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<Option<bool>, ConfigError> {
     match get(name).as_deref() {
@@ -328,6 +353,12 @@ pub enum ConfigError {
         /// Token or password.
         what: &'static str,
     },
+    /// A variable cannot be read.
+    #[error("{name} is not UTF-8")]
+    NotUnicode {
+        /// Which.
+        name: &'static str,
+    },
     /// The HTTP client cannot be set up.
     #[error("the HTTP client cannot be set up")]
     Client(#[source] reqwest::Error),
@@ -339,6 +370,16 @@ mod tests {
 
     fn from(pairs: &[(&str, &str)]) -> Result<ConsulOptions, ConfigError> {
         ConsulOptions::from_lookup(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_cannot_be_read_is_not_taken_for_unset() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let garbled = |name: &str| (name == "CONSUL_CACERT").then(|| OsString::from_vec(vec![b'/', 0xFF]));
+        assert_eq!(unreadable(garbled), Some("CONSUL_CACERT"));
+        assert_eq!(unreadable(|_| Some(OsString::from("text"))), None);
     }
 
     #[test]

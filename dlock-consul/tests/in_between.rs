@@ -1,0 +1,75 @@
+//! What stands between dlock and Consul, and answers in its place or takes headers away.
+#![allow(missing_docs)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dlock_consul::{Answer, Consul, ConsulOptions, Request, Transport, TransportError};
+use dlock_core::{Claim, ClaimId, ErrorKind, Key, LockBackend, Mode, Place, SessionId, Standing};
+
+/// Gives these answers, one after the other.
+#[derive(Debug)]
+struct Script(Mutex<Vec<Answer>>);
+
+#[async_trait]
+impl Transport for Script {
+    async fn send(&self, request: Request) -> Result<Answer, TransportError> {
+        let mut answers = self.0.lock().unwrap();
+        assert!(!answers.is_empty(), "{} was not expected", request.target);
+        Ok(answers.remove(0))
+    }
+}
+
+fn answer(status: u16, index: Option<u64>, body: &str) -> Answer {
+    Answer { status, index, body: body.to_owned() }
+}
+
+#[tokio::test]
+async fn a_404_of_a_proxy_is_not_taken_for_consuls_word() {
+    let locked = r#"{"Results":[{"KV":{"Key":"a","Flags":3304740253564472344,"Value":null,"ModifyIndex":9}}],"Errors":null}"#;
+    let script = vec![
+        // The key is absent, and claimed.
+        answer(404, Some(5), ""),
+        answer(200, None, locked),
+        // The release is not passed on; then the proxy has no route for a moment.
+        answer(502, None, "Bad Gateway"),
+        answer(404, None, "404 page not found"),
+        answer(404, None, "404 page not found"),
+    ];
+    let consul = Consul::with_transport(&ConsulOptions::new(), Arc::new(Script(Mutex::new(script))));
+    let (session, key) = (SessionId::new("s"), Key::new("a").unwrap());
+    let (owner, acquired_at) = ("test".into(), "2026-01-01T00:00:00Z".into());
+    let claim = Claim { id: ClaimId::from_bits(1), key, mode: Mode::Exclusive, owner, acquired_at, metadata: None };
+    let standing = consul.claim(&session, &claim, Place::Try).await.unwrap();
+    assert!(matches!(standing, Standing::Held { .. }), "{standing:?}");
+    for attempt in ["not passed on", "no route"] {
+        let released = consul.release(&session, &claim).await;
+        assert!(released.as_ref().is_err_and(|error| error.kind().is_passing()), "{attempt}: {released:?}");
+    }
+    let renewed = consul.renew(&session).await;
+    assert_eq!(renewed.unwrap_err().kind(), ErrorKind::Ambiguous);
+}
+
+/// Takes the index away from what it shows, and counts.
+#[derive(Debug, Default)]
+struct NoHeaders(AtomicUsize);
+
+#[async_trait]
+impl Transport for NoHeaders {
+    async fn send(&self, _: Request) -> Result<Answer, TransportError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok(answer(200, None, r#"[{"ID":"s","TTL":"15s"}]"#))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_not_watched_in_a_hot_loop_without_an_index() {
+    let transport = Arc::new(NoHeaders::default());
+    let consul = Consul::with_transport(&ConsulOptions::new(), Arc::clone(&transport) as Arc<dyn Transport>);
+    let disturbed = tokio::time::timeout(Duration::from_secs(1), consul.disturbed(&SessionId::new("s"), None, None)).await;
+    disturbed.expect("it returns, so that its caller sets the pace").unwrap();
+    assert_eq!(transport.0.load(Ordering::Relaxed), 1);
+}
