@@ -21,7 +21,7 @@ awk '
 ' "$1" | sort
 grep '^proof: ' "$1"
 
-for part in "Machines:" "Locker:" "Wire:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" "live:"; do
+for part in "Machines:" "Locker:" "Wire:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" "live:" "fuzz corpus,"; do
     grep -q "^proof: $part" "$1" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }
 done
 grep -qE '^proof: live: fenced updates [0-9]+, refused [0-9]+, lost 0$' "$1" || { echo "the log does not say that no fenced update was lost" >&2; exit 1; }

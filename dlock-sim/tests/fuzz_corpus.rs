@@ -56,5 +56,5 @@ fn replay(target: &str, property: fn(&[u8])) {
             resume_unwind(panic);
         }
     }
-    println!("fuzz corpus: {target}: {} inputs, every property kept", inputs.len());
+    println!("proof: fuzz corpus, {target}: {} inputs, every property kept", inputs.len());
 }
