@@ -210,7 +210,8 @@ impl LockerBuilder {
 
     fn options_unchecked(&self) -> LockerOptions {
         let range = self.backend.capabilities().ttl;
-        let ttl = self.ttl.unwrap_or_else(|| options::DEFAULT_TTL.clamp(range.min, range.max));
+        // No `clamp`: a range that a backend has the wrong way round is told by `build`, not by a panic.
+        let ttl = self.ttl.unwrap_or_else(|| options::DEFAULT_TTL.max(range.min).min(range.max));
         let owner = format!("{}/{}/{}", host(), std::process::id(), self.name).into();
         LockerOptions { ttl, owner, spawn: self.spawn.clone() }
     }

@@ -407,6 +407,15 @@ async fn what_a_store_cannot_take_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_range_of_ttls_that_is_the_wrong_way_round_is_refused_and_no_panic() {
+    let range = TtlRange { min: secs(100), max: secs(10) };
+    let memory = Memory::builder(Profile::Slot).ttl_range(range).build();
+    let error = Locker::builder(memory.clone()).build().unwrap_err();
+    assert!(matches!(error, InvalidOptions::TtlOutOfRange { range: refused, .. } if refused == range), "{error}");
+    _ = Locker::new(memory);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bad_input_is_refused_before_anything_is_sent() {
     for (memory, locker) in stores() {
         for name in ["", "a//b", "../a", "a\0"] {
