@@ -177,12 +177,3 @@ fn a_seed_is_a_history_in_another_process_too() {
     assert!(!theirs.is_empty(), "{text}");
     assert_eq!(theirs, fingerprints());
 }
-
-#[test]
-fn what_struck_replays_without_the_seed_of_the_faults() {
-    let differing = runs().iter().take(500).filter_map(|(seed, ran)| {
-        let again = locker::run(&plan(*seed).with_faults(ran.struck.clone()));
-        (again.history != ran.history).then_some(*seed)
-    });
-    assert_eq!(differing.collect::<Vec<u64>>(), Vec::<u64>::new());
-}
