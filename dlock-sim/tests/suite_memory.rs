@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use dlock_testkit::conformance::InMemory;
+use dlock_testkit::memory::{Memory, Profile};
 
 mod queue {
     use super::*;
@@ -13,4 +14,21 @@ mod slot {
     use super::*;
 
     dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] InMemory::slot() }
+}
+
+/// A store that forgets a silent session as soon as it may.
+fn strict(name: &'static str, profile: Profile) -> InMemory {
+    InMemory::new(name, Memory::builder(profile).lapses_after_percent(100).build())
+}
+
+mod strict_queue {
+    use super::*;
+
+    dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] strict("memory, queue, strict", Profile::Queue) }
+}
+
+mod strict_slot {
+    use super::*;
+
+    dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] strict("memory, slot, strict", Profile::Slot) }
 }

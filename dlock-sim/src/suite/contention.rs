@@ -8,7 +8,7 @@ use dlock_testkit::conformance::{Shown, Stage};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{Party, key, locker};
+use super::{Party, in_virtual_time, key, locker};
 
 /// Takes the lock so many times, and fails if anybody else is inside; the tokens of its grants.
 async fn enter(locker: Locker, a: String, inside: Arc<AtomicU32>, times: u32) -> Vec<FencingToken> {
@@ -118,8 +118,9 @@ pub async fn a_handover_within_a_process_costs_two_calls(stage: &Stage) -> Shown
     guard.release().await.unwrap();
     tasks.join_all().await;
     let calls = line.calls() - before;
-    // The session is watched by one more.
-    assert!(calls <= 2 * 100 + 2, "{calls} calls for 101 releases and 100 claims");
+    // Where time passes, the lock may be held for long enough to be watched.
+    let watching = u64::from(!in_virtual_time(stage).await);
+    assert!(calls <= 2 * 100 + 1 + watching, "{calls} calls for 101 releases and 100 claims");
     Ok(())
 }
 

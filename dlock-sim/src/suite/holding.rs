@@ -4,7 +4,7 @@ use dlock::{CheckError, Loss, ReleaseOutcome};
 use dlock_testkit::conformance::{Shown, Stage};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{assert_free_within, brief, brief_locker, holders, key, locker};
+use super::{assert_free_within, brief, brief_locker, holders, in_virtual_time, key, locker};
 
 /// Belief ends first, then the lock is given back although the guard lives.
 pub async fn a_lock_is_not_held_longer_than_at_most(stage: &Stage) -> Shown {
@@ -12,7 +12,8 @@ pub async fn a_lock_is_not_held_longer_than_at_most(stage: &Stage) -> Shown {
     let guard = locker.lock(&a).hold_at_most(stage.prompt()).await.unwrap();
     let began = Instant::now();
     assert_eq!(guard.lost().await, Loss::HeldTooLong);
-    assert!(began.elapsed() <= stage.prompt() + stage.moment(), "{:?}", began.elapsed());
+    let held = began.elapsed();
+    assert!(held + stage.moment() >= stage.prompt() && held <= stage.prompt() + stage.moment(), "{held:?}");
     assert_free_within(stage.prompt(), &locker, &a).await;
     assert_eq!(guard.release().await, Ok(ReleaseOutcome::NotHeld));
     Ok(())
@@ -43,7 +44,8 @@ pub async fn stop_before_tells_ahead_of_the_deadline(stage: &Stage) -> Shown {
     let early = Instant::now();
     assert_eq!(plain.lost().await, Loss::Expired);
     let gap = early.elapsed();
-    assert!(gap + stage.moment() >= ahead && gap <= ahead + stage.moment(), "{gap:?}");
+    let slack = if in_virtual_time(stage).await { stage.moment() / 10 } else { stage.moment() };
+    assert!(gap + slack >= ahead && gap <= ahead + slack, "{gap:?}");
     stage.heal().await;
     Ok(())
 }
@@ -62,7 +64,7 @@ pub async fn check_for_knows_how_much_is_left(stage: &Stage) -> Shown {
 
 /// A witness that outlives its guard stops believing, and calls that no loss.
 pub async fn a_release_is_no_loss_and_ends_belief(stage: &Stage) -> Shown {
-    let (locker, a) = (locker(stage).await, key(stage, "a"));
+    let (locker, a) = (brief_locker(stage).await, key(stage, "a"));
     let guard = locker.lock(&a).await.unwrap();
     let (held, cancellation) = (guard.held(), guard.cancellation());
     let watcher = tokio::spawn({
@@ -72,8 +74,8 @@ pub async fn a_release_is_no_loss_and_ends_belief(stage: &Stage) -> Shown {
     sleep(stage.moment()).await;
     assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released), "being watched does not hinder a release");
     assert_eq!(held.check().unwrap_err().reason, Loss::Released);
-    sleep(stage.moment() * 3).await;
-    assert!(!watcher.is_finished() && !cancellation.is_cancelled(), "a release is no loss");
+    sleep(brief(stage) + stage.moment()).await;
+    assert!(!watcher.is_finished() && !cancellation.is_cancelled(), "a release is no loss, not even past the ttl");
     watcher.abort();
     assert_eq!(holders(&locker, &a).await, 0);
     Ok(())

@@ -3,7 +3,7 @@
 use std::future::IntoFuture;
 use std::time::Duration;
 
-use dlock::{Fence, Held, LockGuard, Loss, ReleaseOutcome};
+use dlock::{Fence, Held, LockError, LockGuard, Loss, ReleaseOutcome};
 use dlock_core::ClockSource;
 use dlock_testkit::conformance::{NotShown, Sent, Shown, Stage};
 use tokio::time::{Instant, sleep, timeout};
@@ -34,7 +34,12 @@ pub async fn a_frozen_store_is_loss_at_the_local_deadline(stage: &Stage) -> Show
     let work = guard.guarded(std::future::pending::<()>()).await;
     assert_eq!(work.unwrap_err().reason, Loss::Expired);
     assert!(began.elapsed() <= brief(stage), "{:?}", began.elapsed());
+    let began = Instant::now();
     assert_eq!(guard.release().await, Ok(ReleaseOutcome::NotHeld));
+    let tried = locker.try_lock(key(stage, "other")).await;
+    assert!(matches!(tried, Err(LockError::TimedOut { .. })), "{tried:?}");
+    assert!(locker.inspect(&a).await.is_err());
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     stage.heal().await;
     super::assert_free_within(brief(stage) * 3, &super::locker(stage).await, &a).await;
     Ok(())

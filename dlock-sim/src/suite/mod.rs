@@ -16,6 +16,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use dlock::Locker;
+use dlock_core::ClockSource;
 use dlock_testkit::conformance::{Case, Line, Stage};
 use tokio::time::{Instant, sleep};
 
@@ -162,6 +163,11 @@ fn brief(stage: &Stage) -> Duration {
 
 async fn brief_locker(stage: &Stage) -> Locker {
     Party::with_ttl(stage, brief(stage)).await.locker
+}
+
+/// Whether the store shares the runtime's clock, which a test pauses: then nothing takes longer than it must.
+async fn in_virtual_time(stage: &Stage) -> bool {
+    stage.harness().client().await.capabilities().clock == ClockSource::Runtime
 }
 
 /// The name of a key of this stage.

@@ -7,7 +7,7 @@ use dlock_testkit::conformance::{Shown, Stage};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Party, brief, brief_locker, holders, key, locker, within};
+use super::{Party, brief, brief_locker, holders, in_virtual_time, key, locker, within};
 
 /// What everybody does.
 pub async fn a_free_lock_is_taken_held_and_given_back(stage: &Stage) -> Shown {
@@ -25,10 +25,11 @@ pub async fn a_lock_is_held_past_its_ttl(stage: &Stage) -> Shown {
     let (locker, other, a) = (brief_locker(stage).await, brief_locker(stage).await, key(stage, "a"));
     let guard = locker.lock(&a).await.unwrap();
     let waiter = tokio::spawn(other.lock(&a).into_future());
-    let began = Instant::now();
+    let (began, punctual) = (Instant::now(), in_virtual_time(stage).await);
     while began.elapsed() < brief(stage) * 3 {
         sleep(stage.moment()).await;
         assert_eq!(guard.check(), Ok(()));
+        assert!(!punctual || guard.remaining() > brief(stage) / 2, "{:?}", guard.remaining());
     }
     assert!(!waiter.is_finished());
     guard.release().await.unwrap();
@@ -45,7 +46,9 @@ pub async fn a_try_finds_it_taken_here_without_a_call_and_elsewhere_with_one(sta
     let calls = here.line.calls();
     assert!(here.locker.try_lock(&a).await.unwrap().is_none());
     assert_eq!(here.line.calls(), calls);
+    let calls = elsewhere.line.calls();
     assert!(elsewhere.locker.try_lock(&a).await.unwrap().is_none());
+    assert_eq!(elsewhere.line.calls(), calls + 1);
     assert_eq!(holders(&here.locker, &a).await, 1);
     Ok(())
 }
@@ -65,12 +68,16 @@ pub async fn a_waiter_elsewhere_gets_it_at_once_with_a_greater_token(stage: &Sta
     let (here, other, a) = (locker(stage).await, locker(stage).await, key(stage, "a"));
     let guard = here.lock(&a).await.unwrap();
     let first = guard.token();
-    let waiter = tokio::spawn(other.lock(&a).into_future());
+    let waiting = other.lock(&a).into_future();
+    let waiter = tokio::spawn(async move { (waiting.await, Instant::now()) });
     sleep(stage.moment() * 3).await;
     assert!(!waiter.is_finished());
+    let released = Instant::now();
     guard.release().await.unwrap();
-    let taken = timeout(stage.prompt(), waiter).await.expect("the waiter gets it now").unwrap().unwrap();
-    assert!(taken.token() > first);
+    let (taken, at) = timeout(stage.prompt(), waiter).await.expect("the waiter gets it now").unwrap();
+    assert!(taken.unwrap().token() > first);
+    let took = at - released;
+    assert!(!in_virtual_time(stage).await || took < std::time::Duration::from_millis(5), "{took:?}");
     Ok(())
 }
 
