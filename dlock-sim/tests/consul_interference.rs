@@ -31,8 +31,8 @@ async fn an_ended_session_is_the_reason_every_time() {
     for n in 0..40 {
         let key = format!("ended/{n}");
         let guard = bench.locker.lock(&key).await.unwrap();
-        // Key and session are watched by now, so both watches return at once.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // So that both watches return at once.
+        within(Duration::from_secs(5), "key and session watched", async || bench.proxy.open_requests() == 2).await;
         let session = holder(&bench.agent, &key).await.unwrap();
         put(&bench.agent, &format!("/v1/session/destroy/{session}"), "").await;
         assert_eq!(tokio::time::timeout(Duration::from_secs(1), guard.lost()).await, Ok(Loss::SessionGone), "{n}");
@@ -47,7 +47,7 @@ async fn beyond_sixteen_locks_interference_is_told_within_a_third_of_the_ttl() {
     for n in 0..20 {
         guards.push(bench.locker.lock(format!("many/{n}")).await.unwrap());
     }
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    within(Duration::from_secs(5), "only the session watched", async || bench.proxy.open_requests() == 1).await;
     http(bench.agent.address(), "DELETE", "/v1/kv/many/7", &[], "").await.unwrap();
     let began = Instant::now();
     assert_eq!(guards[7].lost().await, Loss::KeyDeleted);
@@ -59,11 +59,12 @@ async fn beyond_sixteen_locks_interference_is_told_within_a_third_of_the_ttl() {
 #[tokio::test]
 async fn with_few_connections_no_more_is_watched_than_can_be() {
     let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
     let ttl = Duration::from_secs(3);
-    let options = options(&agent.address().to_string()).max_connections(8);
+    let options = options(&proxy.address().to_string()).max_connections(8);
     let locker = Locker::builder(Consul::new(options).unwrap()).ttl(ttl).build().unwrap();
     let guards = [locker.lock("few/1").await.unwrap(), locker.lock("few/2").await.unwrap(), locker.lock("few/3").await.unwrap()];
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    within(Duration::from_secs(5), "only the session watched", async || proxy.open_requests() == 1).await;
     let session = holder(&agent, "few/3").await.unwrap();
     put(&agent, &format!("/v1/kv/few/3?release={session}&flags=3304740253564472344"), "").await;
     let told = tokio::time::timeout(ttl / 3 + ttl / 30 + Duration::from_millis(500), guards[2].lost()).await;
