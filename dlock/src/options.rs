@@ -192,3 +192,36 @@ pub enum InvalidOptions {
         most: Duration,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(15);
+
+    #[test]
+    fn a_time_to_stop_that_leaves_nothing_of_the_time_to_hold_is_refused() {
+        let (most, stop_before) = (Duration::from_secs(2), Duration::from_secs(2));
+        let options = RequestOptions { hold_at_most: Some(most), stop_before, ..RequestOptions::default() };
+        assert_eq!(options.validate(TTL), Err(InvalidOptions::StopBeforeAboveHoldAtMost { stop_before, most }));
+    }
+
+    #[test]
+    fn a_retry_policy_that_contradicts_itself_is_refused_with_what_would_do() {
+        let options = RequestOptions { retry: RetryPolicy::default().factor(0), ..RequestOptions::default() };
+        let error = options.validate(TTL).unwrap_err();
+        assert!(matches!(error, InvalidOptions::Retry(_)) && error.to_string().contains("at least 1"), "{error}");
+    }
+
+    #[test]
+    fn a_ttl_is_refused_for_what_is_wrong_with_it() {
+        let range = TtlRange { min: Duration::from_secs(1), max: Duration::from_secs(100) };
+        let capabilities = Capabilities::minimal(dlock_core::ClockSource::Runtime, range);
+        assert_eq!(validate_ttl(TTL, &capabilities), Ok(()));
+        let (short, long) = (Duration::from_millis(10), Duration::from_secs(101));
+        assert_eq!(validate_ttl(short, &capabilities), Err(InvalidOptions::TtlTooShort { ttl: short }));
+        let error = validate_ttl(long, &capabilities).unwrap_err();
+        assert_eq!(error, InvalidOptions::TtlOutOfRange { ttl: long, range });
+        assert!(error.to_string().contains("set up for a ttl from"), "{error}");
+    }
+}

@@ -1,4 +1,4 @@
-//! Silence, interference, lost replies and dropped futures, on both profiles of the store in memory, in virtual time.
+//! What only the store in memory can show of loss, lost replies, dropped futures and runtimes, on both profiles, in virtual time.
 #![allow(missing_docs)]
 
 mod support;
@@ -15,22 +15,6 @@ use tokio::time::Instant;
 /// Nothing of ours remains at the store.
 fn assert_clean(control: &Control) {
     assert_eq!(control.claims(), [], "left behind");
-}
-
-#[tokio::test(start_paused = true)]
-async fn silence_is_loss_before_the_store_forgets() {
-    for percent in [100, 200] {
-        for profile in [Profile::Queue, Profile::Slot] {
-            let memory = Memory::builder(profile).lapses_after_percent(percent).build();
-            let locker = support::locker(&memory);
-            let guard = locker.lock("a").await.unwrap();
-            memory.control().outage(Some(Outage::Hanging));
-            let begun = Instant::now();
-            assert_eq!(guard.lost().await, Loss::Expired);
-            assert!(begun.elapsed() < TTL);
-            assert_eq!(memory.control().claims().len(), 1, "the store still has it when belief ends");
-        }
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,46 +46,6 @@ async fn a_release_that_is_not_answered_is_unknown_and_says_when_it_lapses() {
         memory.control().outage(None);
         pass(secs(5)).await;
         assert_clean(&memory.control());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn errors_for_less_than_the_deadline_lose_nothing() {
-    for (memory, locker) in stores() {
-        let guard = locker.lock("a").await.unwrap();
-        pass(secs(4)).await;
-        memory.control().outage(Some(Outage::Failing));
-        pass(secs(9)).await;
-        assert_eq!(guard.check(), Ok(()));
-        memory.control().outage(None);
-        pass(secs(100)).await;
-        assert_eq!(guard.check(), Ok(()));
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn interference_is_told_with_its_reason_within_a_second() {
-    type Interfere = fn(&Control);
-    let causes: [(Loss, Interfere); 3] = [
-        (Loss::SessionGone, |control| assert!(control.expire_session_of(&key("a")))),
-        (Loss::KeyDeleted, |control| control.delete(&key("a"))),
-        (Loss::TakenOver, |control| assert!(control.release_by_force(&key("a")))),
-    ];
-    for (reason, interfere) in causes {
-        for (memory, locker) in stores() {
-            let guard = locker.lock("a").await.unwrap();
-            let cancellation = guard.cancellation();
-            pass(secs(2)).await;
-            interfere(&memory.control());
-            let begun = Instant::now();
-            assert_eq!(guard.lost().await, reason);
-            assert!(begun.elapsed() < secs(1), "{reason}: {:?}", begun.elapsed());
-            assert!(cancellation.is_cancelled());
-            assert_eq!(guard.check().unwrap_err().reason, reason);
-            // The gate is open again, and the next lock works.
-            let again = locker.lock("a").wait_at_most(secs(5)).await.unwrap();
-            assert!(again.token() > guard.token());
-        }
     }
 }
 
@@ -209,27 +153,6 @@ async fn poll_times(future: impl Future, polls: u32, mut half_way: impl FnMut())
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_under_way_past_its_own_release_never_takes_effect() {
-    for (memory, locker) in stores() {
-        let control = memory.control();
-        // The key exists, so its index fences: see below for one that does not.
-        locker.lock("a").await.unwrap().release().await.unwrap();
-        let under_way = control.hold_next(Call::Claim);
-        let waiting = tokio::spawn(locker.lock("a").into_future());
-        pass(secs(1)).await;
-        waiting.abort();
-        pass(secs(5)).await;
-        // In between the same session takes it once more, and gives it back.
-        let guard = locker.lock("a").await.unwrap();
-        guard.release().await.unwrap();
-        under_way.deliver().expect("it was sent");
-        pass(secs(1)).await;
-        assert_clean(&control);
-        assert_eq!(control.sessions().len(), 1, "in one and the same session");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_claim_of_an_absent_key_that_is_under_way_past_a_deletion_is_not_kept_alive() {
     for (memory, locker) in stores() {
         let control = memory.control();
@@ -244,40 +167,6 @@ async fn a_claim_of_an_absent_key_that_is_under_way_past_a_deletion_is_not_kept_
         // On the slot profile nothing but the key's absence guarded it: its session was retired, so whatever arrives finds it gone.
         assert_clean(&control);
         assert!(locker.try_lock("a").await.unwrap().is_some());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_release_under_way_never_frees_a_successor() {
-    for (memory, locker) in stores() {
-        let control = memory.control();
-        let under_way = control.hold_next(Call::Release);
-        let guard = locker.lock("a").await.unwrap();
-        assert_eq!(guard.release().await, Ok(ReleaseOutcome::Released), "the second attempt");
-        let successor = locker.lock("a").await.unwrap();
-        under_way.deliver().expect("it was sent");
-        pass(secs(3)).await;
-        assert_eq!(successor.check(), Ok(()));
-        assert_eq!(control.claims().len(), 1);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn loss_is_told_before_the_successors_grant() {
-    for (memory, locker) in stores() {
-        let guard = locker.lock("a").await.unwrap();
-        let (other, witness) = (support::locker(&memory), guard.held());
-        let waiter = tokio::spawn(async move {
-            let guard = other.lock("a").await.unwrap();
-            (witness.check(), guard.token())
-        });
-        pass(secs(1)).await;
-        for _ in 0..100 {
-            memory.control().hang_next(Call::Renew);
-        }
-        let (told, token) = waiter.await.unwrap();
-        assert_eq!(told.unwrap_err().reason, Loss::Expired);
-        assert!(token > guard.token());
     }
 }
 
@@ -299,30 +188,6 @@ async fn a_permission_lost_for_a_while_loses_nothing_and_one_never_given_is_told
         let Err(LockError::NoSession { cause: Some(cause) }) = other.lock("b").await else { panic!("granted") };
         assert_eq!(cause.kind(), ErrorKind::Denied);
         assert!(other.lock("b").await.is_ok(), "the next one asks again");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_guard_dropped_outside_a_runtime_is_given_back_by_the_next_call() {
-    for (memory, _) in stores() {
-        let locker = support::locker(&memory);
-        let guard = locker.lock("a").await.unwrap();
-        std::thread::spawn(move || drop(guard)).join().unwrap();
-        pass(Duration::from_millis(100)).await;
-        assert_clean(&memory.control());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_guard_dropped_by_a_panic_is_given_back() {
-    for (memory, locker) in stores() {
-        let panicking = tokio::spawn(async move {
-            let _guard = locker.lock("a").await.unwrap();
-            panic!("on purpose");
-        });
-        assert!(panicking.await.unwrap_err().is_panic());
-        pass(Duration::from_millis(100)).await;
-        assert_clean(&memory.control());
     }
 }
 
@@ -357,57 +222,6 @@ fn a_guard_that_outlives_its_runtime_does_no_harm() {
     assert_eq!(guard.check(), Ok(()));
     drop(guard);
     drop(locker);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_last_clone_and_guard_take_the_session_along() {
-    for (memory, _) in stores() {
-        let locker = support::locker(&memory);
-        let guard = locker.lock("a").await.unwrap();
-        drop(locker);
-        pass(secs(40)).await;
-        assert_eq!(guard.check(), Ok(()), "a guard keeps its lock");
-        drop(guard);
-        pass(secs(1)).await;
-        assert_clean(&memory.control());
-        assert_eq!(memory.control().sessions(), []);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn shutdown_gives_back_what_is_let_go_and_reports_what_is_not() {
-    for (memory, locker) in stores() {
-        let kept = locker.lock("kept").await.unwrap();
-        let let_go = locker.lock("let-go").await.unwrap();
-        let waiting = tokio::spawn(locker.lock("kept").into_future());
-        let work = tokio::spawn(async move { let_go.guarded(std::future::pending::<()>()).await });
-        pass(secs(1)).await;
-        let report = locker.shutdown(secs(2)).await;
-        assert_eq!(report.given_back, [key("let-go")]);
-        assert_eq!(report.left.len(), 1);
-        assert_eq!(report.left[0].key, key("kept"));
-        assert!(report.left[0].lapses_within <= TTL * 2);
-        assert!(!report.is_clean());
-        assert_eq!(work.await.unwrap().unwrap_err().reason, Loss::Shutdown);
-        assert!(matches!(waiting.await.unwrap(), Err(LockError::ShutDown)));
-        assert!(matches!(locker.lock("x").await, Err(LockError::ShutDown)));
-        assert_eq!(kept.check().unwrap_err().reason, Loss::Shutdown);
-        assert_eq!(memory.control().claims().len(), 1, "not given away under a guard that lives");
-        pass(TTL * 2).await;
-        assert_clean(&memory.control());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_store_out_of_reach_is_told_as_the_cause() {
-    for (memory, locker) in stores() {
-        memory.control().outage(Some(Outage::Failing));
-        let error = locker.lock("a").wait_at_most(secs(3)).await.unwrap_err();
-        let LockError::TimedOut { cause: Some(cause), .. } = &error else { panic!("{error:?}") };
-        assert_eq!(cause.kind(), ErrorKind::Transient);
-        memory.control().outage(None);
-        assert!(locker.lock("a").wait_at_most(secs(3)).await.is_ok());
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -508,23 +322,6 @@ async fn an_ended_session_is_the_reason_even_if_the_audit_answers_before_the_ren
         memory.control().delay_next(Call::Renew, Duration::from_millis(200));
         assert!(memory.control().expire_session_of(&key("a")));
         assert_eq!(guard.lost().await, Loss::SessionGone);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_session_that_dies_while_waiting_is_replaced_and_the_lock_still_won() {
-    for (memory, locker) in stores() {
-        locker.ready(secs(1)).await.unwrap();
-        let ours = memory.control().sessions().remove(0);
-        let elsewhere = memory.control().hold_elsewhere(&key("a"), "other/1/x").unwrap();
-        let waiting = tokio::spawn(locker.lock("a").into_future());
-        pass(secs(1)).await;
-        assert!(memory.control().end_session(&ours));
-        pass(secs(10)).await;
-        assert!(!waiting.is_finished());
-        elsewhere.release();
-        pass(secs(1)).await;
-        assert_eq!(waiting.await.unwrap().unwrap().check(), Ok(()));
     }
 }
 
