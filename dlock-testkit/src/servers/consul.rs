@@ -135,11 +135,6 @@ impl ConsulAgent {
         self.folder.0.join("http.sock")
     }
 
-    /// The token that may do everything, for agents with ACLs.
-    pub fn root_token(&self) -> Option<&str> {
-        self.token.as_deref()
-    }
-
     /// A new token with these rules, for agents with ACLs.
     pub fn token_with(&self, rules: &str) -> Result<String, StartError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
