@@ -23,6 +23,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
 
 /// What is asked of Consul.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Request {
     /// How.
     pub method: Method,
@@ -38,6 +39,7 @@ pub struct Request {
 
 /// The methods that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[allow(missing_docs)] // as in HTTP
 pub enum Method {
     Get,
@@ -46,6 +48,7 @@ pub enum Method {
 
 /// Which connections a request may share. No lane's requests queue behind another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Lane {
     /// Answered at once.
     Short,
@@ -81,6 +84,7 @@ pub struct TransportError {
 
 /// What the lack of an answer says about the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum TransportErrorKind {
     /// It was surely not sent.
     #[error("no connection to Consul")]
@@ -94,6 +98,20 @@ pub enum TransportErrorKind {
     /// It cannot be sent at all.
     #[error("the request cannot be made")]
     Unusable,
+}
+
+impl Request {
+    /// A request without a body, as a test of a transport sends it.
+    pub fn new(method: Method, target: impl Into<String>, lane: Lane, limit: Duration) -> Self {
+        Self { method, target: target.into(), body: Vec::new(), lane, limit }
+    }
+
+    /// The same request with a body.
+    #[must_use]
+    pub fn with_body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
 }
 
 impl TransportError {

@@ -89,6 +89,7 @@ impl Both {
         let (method, name) = match asked.method {
             Method::Get => (Method::Get, "GET"),
             Method::Put => (Method::Put, "PUT"),
+            other => panic!("{other:?} is asked of neither"),
         };
         _ = writeln!(self.said, "{name} {} {}", asked.target, asked.body);
         let (target, body) = (self.spell(&asked.target, Side::Real), self.spell(&asked.body, Side::Real));
@@ -96,7 +97,7 @@ impl Both {
         let index = reply.head.lines().find_map(|line| line.strip_prefix("X-Consul-Index: ")).map(|index| index.parse().unwrap());
         let real = Answer { status: reply.status, index, body: reply.body };
         let (target, body) = (self.spell(&asked.target, Side::Fake), self.spell(&asked.body, Side::Fake).into_bytes());
-        let request = Request { method, target, body, lane: Lane::Short, limit: Duration::from_secs(1) };
+        let request = Request::new(method, target, Lane::Short, Duration::from_secs(1)).with_body(body);
         let fake = self.fake.answer(Duration::ZERO, &request);
         self.compare(&real, &fake)
     }

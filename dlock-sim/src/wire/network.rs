@@ -158,7 +158,7 @@ impl Network {
                 hung.clear();
                 false
             }
-            Lane::Short | Lane::Waiting => false,
+            _ => false,
         };
         drop(state);
         let bits = self.scene.config.draw(&[1, slot.site as u64, client.into(), slot.nth.into()]);

@@ -27,7 +27,7 @@ pub(super) fn site(request: &Request, holds: bool) -> Site {
         (Method::Put, _) => txn(&request.body),
         (Method::Get, Lane::Waiting) if holds || path.contains("/session/info/") => Site::Disturbed,
         (Method::Get, Lane::Waiting) => Site::Wait,
-        (Method::Get, _) => Site::Confirm,
+        _ => Site::Confirm,
     }
 }
 
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn request(method: Method, target: &str, body: &str, lane: Lane) -> Request {
-        Request { method, target: target.to_owned(), body: body.into(), lane, limit: Duration::from_secs(1) }
+        Request::new(method, target, lane, Duration::from_secs(1)).with_body(body)
     }
 
     #[test]
