@@ -8,7 +8,7 @@ use dlock_core::{BackendError, Key, SessionId};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 
-use crate::classify::{Asked, Needs, status, transport, unreadable};
+use crate::classify::{Asked, Needs, denied, status, transport, unreadable};
 use crate::transport::{Answer, Lane, Method, Request, Transport};
 use crate::wire::{CreateSession, CreatedSession, Entry, Op, SessionEntry, TxnError, TxnReply, TxnResult};
 
@@ -29,6 +29,9 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 pub(crate) const WAIT: Duration = Duration::from_secs(55);
 /// What a waiting request may take beyond that, for the way.
 const WAY: Duration = Duration::from_secs(5);
+
+/// The most operations that a transaction takes.
+pub(crate) const BATCH: usize = 64;
 
 impl Api {
     pub(crate) fn new(transport: Arc<dyn Transport>, attempt: Duration) -> Self {
@@ -104,7 +107,7 @@ impl Api {
         read(asked, &checked(asked, answer)?)
     }
 
-    /// A transaction: its results, or the errors for which it changed nothing.
+    /// A transaction: its results, or the errors for which it changed nothing. A missing permission fails the call.
     pub(crate) async fn txn(
         &self,
         asked: Asked<'_>,
@@ -115,8 +118,11 @@ impl Api {
         let consistent = if asked.writes { "" } else { "?consistent" };
         let answer = self.short(asked, Method::Put, format!("/v1/txn{consistent}"), body).await?;
         if answer.status == CONFLICT {
-            let reply: TxnReply = read(asked, &answer)?;
-            return Ok(Err(reply.errors.unwrap_or_default()));
+            let errors = read::<TxnReply>(asked, &answer)?.errors.unwrap_or_default();
+            if errors.iter().any(|error| error.says("Permission denied")) {
+                return Err(denied(asked, "Permission denied"));
+            }
+            return Ok(Err(errors));
         }
         let reply: TxnReply = read(asked, &checked(asked, answer)?)?;
         Ok(Ok(reply.results.unwrap_or_default()))

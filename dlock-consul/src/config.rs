@@ -200,14 +200,25 @@ impl ConsulOptions {
         self
     }
 
-    /// How long a request that does not wait may take. Defaults to 3 s.
+    /// Whether any certificate of the agent's is accepted, as `CONSUL_HTTP_SSL_VERIFY=false` says it; whoever is in between can then read
+    /// and change everything. Defaults to no.
     #[must_use]
-    pub fn attempt_limit(mut self, limit: Duration) -> Self {
-        self.attempt = limit;
+    pub fn accept_invalid_certificates(mut self, accept: bool) -> Self {
+        self.verify = !accept;
         self
     }
 
-    /// How many connections are opened at most; keys that wait beyond that share batched reads. Defaults to 64; fewer than 8 count as 8.
+    /// How long a request that does not wait may take; zero is refused. Defaults to 3 s.
+    pub fn attempt_limit(mut self, limit: Duration) -> Result<Self, ConfigError> {
+        if limit.is_zero() {
+            return Err(ConfigError::NoTime);
+        }
+        self.attempt = limit;
+        Ok(self)
+    }
+
+    /// How many connections are opened at most, 30 of them for waiting keys; keys beyond share batched reads. Defaults to 64; fewer than 8
+    /// count as 8, of which 3 are for waiting keys.
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most.max(Self::LEAST_MAX_CONNECTIONS);
@@ -345,7 +356,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: reqwest::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The token holds characters that no header can carry.
     #[error("the {what} holds characters that cannot be sent")]
@@ -359,9 +370,12 @@ pub enum ConfigError {
         /// Which.
         name: &'static str,
     },
+    /// No request can be answered within no time.
+    #[error("attempt_limit must be longer than zero")]
+    NoTime,
     /// The HTTP client cannot be set up.
     #[error("the HTTP client cannot be set up")]
-    Client(#[source] reqwest::Error),
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 #[cfg(test)]
@@ -464,6 +478,18 @@ mod tests {
     fn a_switch_that_cannot_be_read_never_turns_verification_off() {
         assert!(matches!(from(&[("CONSUL_HTTP_SSL_VERIFY", "flase")]), Err(ConfigError::Switch { .. })));
         assert!(!from(&[("CONSUL_HTTP_SSL_VERIFY", "0")]).unwrap().verify);
+    }
+
+    #[test]
+    fn verification_can_be_turned_off_and_on() {
+        let options = ConsulOptions::new().accept_invalid_certificates(true);
+        assert!(!options.verify);
+        assert!(options.accept_invalid_certificates(false).verify);
+    }
+
+    #[test]
+    fn an_attempt_that_may_take_no_time_is_refused() {
+        assert!(matches!(ConsulOptions::new().attempt_limit(Duration::ZERO), Err(ConfigError::NoTime)));
     }
 
     #[test]

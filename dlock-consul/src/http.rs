@@ -30,7 +30,7 @@ impl Http {
             Address::Http(url) => url.as_str().trim_end_matches('/').to_owned(),
             Address::Unix(_) => "http://localhost".to_owned(),
         };
-        let build = |builder: ClientBuilder| builder.build().map_err(ConfigError::Client);
+        let build = |builder: ClientBuilder| builder.build().map_err(|error| ConfigError::Client(error.into()));
         let warm = || build(client(options)?);
         let (short, waiting, sessions) = (warm()?, warm()?, warm()?);
         let fresh = build(client(options)?.pool_max_idle_per_host(0))?;
@@ -118,8 +118,8 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
 fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ConfigError> {
     let refuse = |source| ConfigError::File { path: path.to_owned(), what: "certificates", source };
     let pem = std::fs::read(path).map_err(refuse)?;
-    let certificates =
-        reqwest::Certificate::from_pem_bundle(&pem).map_err(|source| ConfigError::Certificate { path: path.to_owned(), source })?;
+    let unusable = |error: reqwest::Error| ConfigError::Certificate { path: path.to_owned(), source: error.into() };
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable)?;
     if certificates.is_empty() {
         return Err(refuse(std::io::Error::new(std::io::ErrorKind::InvalidData, "no certificate in PEM")));
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use dlock_core::{BackendError, Key};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
-use crate::api::Api;
-use crate::classify::{Asked, Needs, denied};
+use crate::api::{Api, BATCH};
+use crate::classify::{Asked, Needs};
 use crate::wire::{Entry, Op};
 
 /// The connections that waiting requests may use, and the reads that the others share.
@@ -65,8 +65,6 @@ impl Watches {
 impl SharedReads {
     /// How long between two reads. A wait that shares a connection learns of a release so much later at most.
     const PACE: Duration = Duration::from_millis(500);
-    /// The most operations that a transaction takes.
-    const BATCH: usize = 64;
 
     /// Free to drop: the turn passes to another waiter.
     async fn wait(&self, all: &Watches, api: &Api, key: &Key, index: u64) -> Result<(Option<Entry>, u64), BackendError> {
@@ -100,17 +98,12 @@ impl SharedReads {
         let mut keys: Vec<Key> = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
         let mut found = HashMap::new();
         while !keys.is_empty() {
-            let batch: Vec<Key> = keys.drain(..keys.len().min(Self::BATCH)).collect();
+            let batch: Vec<Key> = keys.drain(..keys.len().min(BATCH)).collect();
             let ops: Vec<Op<'_>> = batch.iter().map(|key| Op::get(key.as_str())).collect();
             let asked = Asked { what: "waiting for keys", writes: false, needs: Needs::KeysRead };
             let permit = all.short.acquire().await;
             let reply = api.txn(asked, &ops).await?;
             drop(permit);
-            if let Err(errors) = &reply
-                && errors.iter().any(|error| error.says("Permission denied"))
-            {
-                return Err(denied(asked, "Permission denied"));
-            }
             match reply {
                 Ok(results) => {
                     let entries = results.into_iter().filter_map(|result| Some((Key::new(&result.kv.key).ok()?, Some(result.kv))));

@@ -1,6 +1,7 @@
 //! The backend on a real Consul, request by request.
 #![allow(missing_docs)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -206,11 +207,14 @@ async fn flags_and_value_are_gos_while_held_and_after() {
 #[tokio::test]
 async fn keys_reach_the_store_as_they_are_written() {
     let bench = bench().await;
-    for (n, name) in ["with space/a", "a?b#c%d+e", "Ключ/ö", "%2e%2e/x", "a/b", "a"].into_iter().enumerate() {
+    let names = ["with space/a", "a?b#c%d+e", "Ключ/ö", "%2e%2e/x", "a/b", "a"];
+    for (n, name) in names.into_iter().enumerate() {
         let claim = claim(name, n as u128 + 1);
         held(&bench.consul, &bench.session, &claim).await;
         assert_eq!(bench.consul.inspect(&claim.key).await.unwrap().holders.len(), 1, "{name}");
     }
+    let stored: BTreeSet<String> = serde_json::from_str(&raw(&bench.agent, "GET", "/v1/kv/?keys", "").await).unwrap();
+    assert_eq!(stored, names.map(str::to_owned).into());
     let listed = bench.consul.list("a").await.unwrap();
     let names: Vec<_> = listed.iter().map(|(key, _)| key.as_str()).collect();
     assert_eq!(names, ["a", "a/b", "a?b#c%d+e"]);
@@ -376,6 +380,14 @@ async fn tls_trusts_the_given_authority_and_no_other() {
 }
 
 #[tokio::test]
+async fn any_certificate_will_do_for_whoever_says_so() {
+    let agent = ConsulAgent::builder().tls().start().await.unwrap();
+    let address = agent.tls_url().replace("consul+https", "https");
+    let options = ConsulOptions::new().address(&address).unwrap().accept_invalid_certificates(true);
+    open(&Consul::new(options).unwrap(), Duration::from_secs(60)).await;
+}
+
+#[tokio::test]
 async fn a_unix_socket_serves_as_well() {
     let agent = ConsulAgent::builder().with_unix_socket().start().await.unwrap();
     let url = format!("consul+unix://{}", agent.unix_socket().display());
@@ -451,4 +463,18 @@ async fn what_is_too_large_or_not_offered_is_refused_before_it_is_sent() {
     let shared = Claim { mode: Mode::Shared, ..claim("k", 1) };
     assert_eq!(bench.consul.claim(&bench.session, &shared, Place::Try).await.unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(bench.proxy.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_not_answered_ends_at_its_limit() {
+    // Connections are taken, and nobody reads from them.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let options = ConsulOptions::new().address(&address).unwrap().attempt_limit(Duration::from_millis(200)).unwrap();
+    let consul = Consul::new(options).unwrap();
+    let began = std::time::Instant::now();
+    let error = consul.inspect(&Key::new("k").unwrap()).await.unwrap_err();
+    assert!(error.kind().is_passing(), "{error}");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(200) && took < ConsulOptions::DEFAULT_ATTEMPT, "{took:?}");
 }
