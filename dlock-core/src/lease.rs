@@ -148,6 +148,12 @@ pub enum Loss {
     Released,
 }
 
+impl Loss {
+    /// Every reason.
+    pub const ALL: &'static [Self] =
+        &[Self::Expired, Self::SessionGone, Self::KeyDeleted, Self::TakenOver, Self::HeldTooLong, Self::Shutdown, Self::Released];
+}
+
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -471,6 +477,21 @@ mod tests {
             LeaseStep::Do { action: LeaseAction::Rest, until } => until.since_origin().as_millis() as u64 + 1,
             other => panic!("not resting: {other:?}"),
         }
+    }
+
+    #[test]
+    fn every_reason_of_a_loss_is_in_the_list() {
+        // A new reason does not compile here until it has a place in the list.
+        let place = |loss: Loss| match loss {
+            Loss::Expired => 0,
+            Loss::SessionGone => 1,
+            Loss::KeyDeleted => 2,
+            Loss::TakenOver => 3,
+            Loss::HeldTooLong => 4,
+            Loss::Shutdown => 5,
+            Loss::Released => 6,
+        };
+        assert_eq!(Loss::ALL.iter().copied().map(place).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
     }
 
     #[test]

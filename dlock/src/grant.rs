@@ -176,14 +176,11 @@ impl Grant {
     }
 }
 
-const REASONS: [Loss; 7] =
-    [Loss::Expired, Loss::SessionGone, Loss::KeyDeleted, Loss::TakenOver, Loss::HeldTooLong, Loss::Shutdown, Loss::Released];
-
 fn code(loss: Loss) -> u8 {
-    // A reason that is newer than this list is told as the most general one.
-    REASONS.iter().position(|reason| *reason == loss).map_or(1, |position| position as u8 + 1)
+    // Zero is no loss. A reason that is not in the list would be told as the most general one, which is the first.
+    Loss::ALL.iter().position(|reason| *reason == loss).map_or(1, |position| position as u8 + 1)
 }
 
 fn reason(code: u8) -> Option<Loss> {
-    REASONS.get(usize::from(code).checked_sub(1)?).copied()
+    Loss::ALL.get(usize::from(code).checked_sub(1)?).copied()
 }
