@@ -14,8 +14,9 @@ use crate::{
 ///
 /// # Contract
 /// A backend translates: one call is one attempt at an answer. It may look at the store again within a call, a bounded number of times, but
-/// holds no retry loop and no timer of its own; core decides when to ask again, and drops a call's future when its limit has passed. Two nouns: a **session** is the liveness of one client, a
-/// **claim** is one acquisition's place in the contention for one key.
+/// holds no retry loop, and no timer of its own but a pace between reads that waiting calls share; core decides when to ask again, and
+/// drops a call's future when its limit has passed. Two nouns: a **session** is the liveness of one client, a **claim** is one
+/// acquisition's place in the contention for one key.
 ///
 /// - **Every future may be dropped at any point.** What its request does at the store afterwards is found out or undone by id.
 /// - **[`claim`](Self::claim) is idempotent** by the claim's id: asked again, it answers the same token, or a higher one if the key
@@ -129,8 +130,8 @@ pub enum Standing {
         /// Where [`LockBackend::wait`] goes on.
         cursor: Cursor,
     },
-    /// The store grants this key to nobody for a while after a holder died. The claim has nothing now; a late copy of it may have once that is
-    /// over, so it is released when it is given up.
+    /// The store grants this key to nobody for a while after a holder died. The claim has nothing now; a late copy of it may have once
+    /// that is over, so it is released when it is given up.
     Delayed {
         /// The longest it can last from now on.
         at_most: Duration,

@@ -60,7 +60,7 @@ impl BackendError {
         Self::new(ErrorKind::Unsupported, format!("this backend does not declare the capability for `{call}`"))
     }
 
-    /// What happens next.
+    /// What the failure means for the caller.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

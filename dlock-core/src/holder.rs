@@ -42,7 +42,7 @@ impl Holder {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Published {
-    /// A JSON object of strings, as dlock and the original write it.
+    /// A JSON object of strings, as dlock and Go's `sameervitian/dlock` write it.
     Metadata(Metadata),
     /// Anything else, as it was found.
     Raw(Vec<u8>),

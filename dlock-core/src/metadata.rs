@@ -11,7 +11,7 @@ use thiserror::Error;
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Metadata {
-    /// When the attempt that won began, RFC 3339; the name that the original Go library writes and reads.
+    /// When the attempt that won began, RFC 3339; the name that Go's `sameervitian/dlock` writes and reads.
     pub const ACQUIRED_AT: &'static str = "lockAcquisitionTime";
     /// Who holds the lock: `host/pid/name`.
     pub const OWNER: &'static str = "owner";

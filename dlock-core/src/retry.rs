@@ -8,8 +8,8 @@ use crate::Chance;
 
 /// Pauses between attempts, as plain data: exponential, with jitter, up to a greatest pause.
 ///
-/// How long to go on in all is not said here: that is the acquisition's deadline. The fixed `LockRetryInterval` of the original is
-/// [`RetryPolicy::fixed`].
+/// How long to go on in all is not said here: that is the acquisition's deadline. The fixed `LockRetryInterval` of Go's
+/// `sameervitian/dlock` is [`RetryPolicy::fixed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RetryPolicy {
     first: Duration,
