@@ -60,6 +60,7 @@ impl Fence {
 /// A write came from a past holder.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("token {token} is stale: token {highest} has been here, so the lock was granted to another since")]
+#[non_exhaustive]
 pub struct StaleToken {
     /// The token of the refused write.
     pub token: FencingToken,

@@ -31,8 +31,8 @@ impl ShutdownReport {
 pub struct LeftBehind {
     /// The key.
     pub key: Key,
-    /// The token of the grant.
-    pub token: FencingToken,
+    /// The token of the grant, as [`Held::token`](crate::Held::token) tells it.
+    pub token: Option<FencingToken>,
     /// How long it can stay at the store, counted from now; it is not renewed any more.
     pub lapses_within: Duration,
 }
@@ -92,7 +92,7 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
     for grant in held {
         if grant.session.still_has(grant.claim.id) {
             let lapses_within = grant.session.lapses_within();
-            report.left.push(LeftBehind { key: grant.claim.key.clone(), token: grant.token, lapses_within });
+            report.left.push(LeftBehind { key: grant.claim.key.clone(), token: Some(grant.token), lapses_within });
         } else {
             report.given_back.push(grant.claim.key.clone());
         }
