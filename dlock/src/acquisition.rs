@@ -74,6 +74,7 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
             Stage::Ready(_) => return Ok(()),
             Stage::Opening { error, .. } => last = error.or(last),
             Stage::Refused(cause) => return Err(LockError::NoSession { cause: Some(cause) }),
+            Stage::Over if engine.stopping.is_cancelled() => return Err(LockError::ShutDown),
             Stage::Over => return Err(LockError::NoSession { cause: last }),
         }
         tokio::select! {

@@ -32,7 +32,7 @@ pub fn builder(url: &str) -> Result<LockerBuilder, ConnectError> {
 /// How long [`connect`] waits for the store.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// The backend that a URL names; sends nothing.
+/// The backend that a URL names, for [`Locker::builder_from_arc`] or to ask by itself; sends nothing.
 pub fn backend(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
     let Some((scheme, rest)) = scheme(url) else {
         return Err(ConnectError::NoScheme { url: without_secrets(url) });

@@ -22,7 +22,7 @@ pub enum LockError {
     /// The options contradict each other or the store's limits; nothing was sent.
     #[error(transparent)]
     Options(#[from] InvalidOptions),
-    /// The time of `wait_at_most` passed.
+    /// The time of `wait_at_most` passed, or a try was not answered within five seconds.
     #[error("{key} was not acquired within {waited:?}{}", whom(.holder.as_deref()))]
     TimedOut {
         /// The key.
@@ -45,7 +45,7 @@ pub enum LockError {
     #[error("the locker is shut down")]
     ShutDown,
     /// No session could be opened at the store.
-    #[error("no session could be opened at the store")]
+    #[error("no session could be opened at the store{}", if .cause.is_none() { "; it did not answer in time" } else { "" })]
     NoSession {
         /// What the store said, if it said anything.
         #[source]
@@ -78,7 +78,7 @@ impl StoreError {
         Self(Arc::new(error))
     }
 
-    /// What happens next.
+    /// What the failure means for the caller.
     pub fn kind(&self) -> dlock_core::ErrorKind {
         self.0.kind()
     }
@@ -94,6 +94,26 @@ impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source()
     }
+}
+
+/// Why a key could not be looked at.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InspectError {
+    /// The key is no name that a store takes verbatim; nothing was sent.
+    #[error(transparent)]
+    Key(#[from] InvalidKey),
+    /// The store failed.
+    #[error("the store could not be asked")]
+    Store(#[source] StoreError),
+    /// The store did not answer.
+    #[error("the store did not answer about {key} within {limit:?}")]
+    TimedOut {
+        /// The key.
+        key: Key,
+        /// How long was waited.
+        limit: Duration,
+    },
 }
 
 /// The lock is not held any more.
@@ -141,6 +161,7 @@ pub enum RunError {
 ///
 /// It goes on in the background for as long as the locker lives.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
 #[error("the release of {key} was not answered; if it was not applied, the lock lapses within {lapses_within:?}")]
 pub struct ReleaseUnknown {
     /// The key.

@@ -47,10 +47,14 @@
 //!
 //! Dropping stops async work at its next await. Blocking work cannot be stopped from outside: ask [`Held::check_for`] before each step.
 //!
+//! # The runtime
+//!
+//! Whatever is awaited here must be awaited inside a tokio runtime with time enabled, and I/O as well for Consul. Asking and dropping need none.
+//!
 //! # Choosing a store
 //!
 //! By URL with [`connect`] or [`builder`], among the backends that are compiled in; or with a [`LockBackend`] value, such as
-//! `Consul::from_env()?`, and [`Locker::new`].
+//! `Consul::from_env()?`, and [`Locker::new`] or [`Locker::builder`].
 //!
 //! | feature | backend | URL |
 //! |---|---|---|
@@ -59,9 +63,14 @@
 //!
 //! # What is logged
 //!
-//! Through `tracing`, under the targets `dlock` and `dlock_consul`: a lock that was lost and why, a session in doubt (`WARN`); a wait of more than
-//! ten seconds with the last holder, a lock held for more than five minutes (`INFO`); sessions opened and ended, calls that failed and are
-//! tried again (`DEBUG`). No secret is ever in a log line or an error.
+//! Through `tracing`, under the targets `dlock` and `dlock_consul`. No secret is ever in a log line or an error.
+//!
+//! | level | what |
+//! |---|---|
+//! | `WARN` | a lock or session that was lost and why, a late renewal, a session that cannot be opened yet, held locks that cannot be audited, a release that is not answered or whose session is retired for it, a shutdown that left something |
+//! | `INFO` | a lock that ended by `hold_at_most` or shutdown, a session renewed again, a candidate elected, a wait of more than ten seconds with the last holder, a lock held for more than five minutes |
+//! | `DEBUG` | locks acquired, given back and not acquired, sessions opened and ended, calls that failed and are tried again |
+//! | `TRACE` | every answer of Consul's |
 
 mod acquisition;
 mod clock;
@@ -94,11 +103,14 @@ pub use dlock_core::{
 #[cfg(feature = "memory")]
 pub use dlock_testkit::memory::Memory;
 pub use election::{Election, Leadership};
-pub use error::{CheckError, LockError, Lost, ReleaseUnknown, RunError, StoreError};
+pub use error::{CheckError, InspectError, LockError, Lost, ReleaseUnknown, RunError, StoreError};
 pub use fence::{Fence, StaleToken};
 pub use guard::{LockGuard, ReleaseOutcome};
 pub use held::Held;
-pub use locker::{InspectError, Locker, LockerBuilder};
+pub use locker::{Locker, LockerBuilder};
 pub use options::InvalidOptions;
 pub use request::{LockRequest, TryRequest};
 pub use shutdown::{LeftBehind, ShutdownReport};
+/// What [`LockRequest::cancel_on`] takes and [`Held::cancellation`] gives.
+#[doc(no_inline)]
+pub use tokio_util::sync::CancellationToken;

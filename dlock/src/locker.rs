@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Inspection, InvalidKey, Key, LockBackend};
+use dlock_core::{Inspection, Key, LockBackend};
 use futures_util::future::BoxFuture;
 
 use crate::connect::{CONNECT_LIMIT, ConnectError};
 use crate::election::Election;
 use crate::engine::Engine;
-use crate::error::{LockError, StoreError};
+use crate::error::{InspectError, LockError, StoreError};
 use crate::options::{self, InvalidOptions, LockerOptions, RequestOptions, Spawn};
 use crate::request::{LockRequest, TryRequest, Wanted};
 use crate::shutdown::{ShutdownReport, shut_down};
@@ -43,7 +43,10 @@ impl Locker {
         Self::from_arc(Arc::new(backend))
     }
 
-    /// A locker with default options on a backend chosen at run time.
+    /// A locker with default options on a backend chosen at run time, as [`backend`](crate::backend) makes it.
+    ///
+    /// Nothing can be refused here: the default ttl is moved into the store's range. A backend whose range holds no ttl that can be used is
+    /// refused by [`LockerBuilder::build`] only.
     pub fn from_arc(backend: Arc<dyn LockBackend>) -> Self {
         let builder = LockerBuilder::new(backend);
         let options = builder.options_unchecked();
@@ -55,6 +58,11 @@ impl Locker {
         LockerBuilder::new(Arc::new(backend))
     }
 
+    /// As [`builder`](Self::builder), on a backend chosen at run time.
+    pub fn builder_from_arc(backend: Arc<dyn LockBackend>) -> LockerBuilder {
+        LockerBuilder::new(backend)
+    }
+
     fn with(backend: Arc<dyn LockBackend>, options: LockerOptions) -> Self {
         Self { handle: Arc::new(Handle { engine: Arc::new(Engine::new(backend, options)) }) }
     }
@@ -63,17 +71,17 @@ impl Locker {
         Arc::clone(&self.handle.engine)
     }
 
-    /// Asks for the lock of a key; await the request to wait for it.
+    /// Asks for the lock of a key; await the request to wait for it. A bad key or option is told then.
     pub fn lock(&self, key: impl AsRef<str>) -> LockRequest {
         LockRequest { wanted: self.want(key.as_ref()) }
     }
 
-    /// Asks for the lock of a key if it is free now; await the request for the guard, or for `None`.
+    /// Asks for the lock of a key if it is free now; await the request for the guard, or for `None`. A bad key or option is told then.
     pub fn try_lock(&self, key: impl AsRef<str>) -> TryRequest {
         TryRequest { wanted: self.want(key.as_ref()) }
     }
 
-    /// An election of one leader, by the lock of a key.
+    /// An election of one leader, by the lock of a key. A bad name or option is told when a campaign is awaited.
     pub fn election(&self, name: impl AsRef<str>) -> Election {
         Election::new(self.want(name.as_ref()))
     }
@@ -84,6 +92,8 @@ impl Locker {
     }
 
     /// Who holds a key and, where the store knows, who waits for it; asks the store once.
+    ///
+    /// Takes at most five seconds. Free to drop.
     pub async fn inspect(&self, key: impl AsRef<str>) -> Result<Inspection, InspectError> {
         let key = Key::new(key)?;
         let engine = self.engine();
@@ -106,6 +116,9 @@ impl Locker {
     }
 
     /// Opens the session now instead of with the first lock, to find out that address, permissions and ttl are right.
+    ///
+    /// Ends with [`LockError::NoSession`] when the store refuses, or has not answered in time; then the session goes on opening in the
+    /// background. Ends with [`LockError::ShutDown`] after a [`shutdown`](Self::shutdown). Free to drop.
     pub async fn ready(&self, within: Duration) -> Result<(), LockError> {
         crate::acquisition::ready(&self.engine(), within).await
     }
@@ -174,8 +187,8 @@ impl LockerBuilder {
     /// A program whose runtime is busy with long polls renews late, and loses its locks; it can keep them on a runtime of their own:
     ///
     /// ```
-    /// # fn example(backend: impl dlock::LockBackend) -> Result<dlock::Locker, dlock::InvalidOptions> {
-    /// # let keeping: &'static tokio::runtime::Runtime = todo!();
+    /// # use dlock::{InvalidOptions, LockBackend, Locker};
+    /// # fn example(backend: impl LockBackend, keeping: &tokio::runtime::Runtime) -> Result<Locker, InvalidOptions> {
     /// let runtime = keeping.handle().clone();
     /// dlock::Locker::builder(backend).spawn_with(move |task| drop(runtime.spawn(task))).build()
     /// # }
@@ -220,24 +233,4 @@ impl LockerBuilder {
 fn host() -> String {
     let host = rustix::system::uname();
     host.nodename().to_string_lossy().into_owned()
-}
-
-/// Why a key could not be looked at.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InspectError {
-    /// The key is no name that a store takes verbatim; nothing was sent.
-    #[error(transparent)]
-    Key(#[from] InvalidKey),
-    /// The store failed.
-    #[error("the store could not be asked")]
-    Store(#[source] StoreError),
-    /// The store did not answer.
-    #[error("the store did not answer about {key} within {limit:?}")]
-    TimedOut {
-        /// The key.
-        key: Key,
-        /// How long was waited.
-        limit: Duration,
-    },
 }

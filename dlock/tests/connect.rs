@@ -1,9 +1,10 @@
 //! A locker from a URL.
 #![allow(missing_docs)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use dlock::ConnectError;
+use dlock::{ConnectError, Locker};
 
 #[tokio::test]
 async fn a_name_in_memory_is_shared_by_all_who_use_it() {
@@ -43,4 +44,13 @@ async fn options_are_set_before_connecting() {
     assert!(locker.owner().ends_with("/worker"), "{}", locker.owner());
     let refused = dlock::builder("memory://options").unwrap().ttl(Duration::from_millis(1)).connect().await;
     assert!(matches!(refused, Err(ConnectError::Options(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_backend_chosen_at_run_time_takes_options_too() {
+    let backend = dlock::backend("memory://chosen").unwrap();
+    let locker = Locker::builder_from_arc(Arc::clone(&backend)).ttl(Duration::from_secs(3)).name("worker").build().unwrap();
+    assert_eq!(locker.ttl(), Duration::from_secs(3));
+    let _guard = locker.lock("a").await.unwrap();
+    assert!(Locker::from_arc(backend).try_lock("a").await.unwrap().is_none(), "it is the same store");
 }

@@ -338,3 +338,17 @@ async fn work_guarded_by_a_witness_is_dropped_when_the_lock_is_given_back() {
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_is_told_apart_from_one_that_fails() {
+    for (outage, told) in
+        [(Outage::Hanging, "it did not answer in time"), (Outage::Failing, "no session could be opened at the store")]
+    {
+        for (memory, locker) in stores() {
+            memory.control().outage(Some(outage));
+            let error = locker.ready(secs(3)).await.unwrap_err();
+            assert!(error.to_string().ends_with(told), "{error}");
+            assert_eq!(std::error::Error::source(&error).is_some(), outage == Outage::Failing, "{error:?}");
+        }
+    }
+}

@@ -136,3 +136,15 @@ async fn shutdown_of_a_store_that_hangs_ends_in_time() {
         assert!(guard.check().is_err());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_first_session_is_told_of_the_shutdown() {
+    for (memory, locker) in stores() {
+        memory.control().outage(Some(Outage::Hanging));
+        let mut ready = Box::pin(locker.ready(secs(600)));
+        assert!(futures_util::poll!(&mut ready).is_pending());
+        locker.shutdown(secs(1)).await;
+        let ended = ready.await;
+        assert!(matches!(ended, Err(LockError::ShutDown)), "{ended:?}");
+    }
+}
