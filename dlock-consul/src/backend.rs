@@ -4,37 +4,30 @@
 //! key that is used for something else is never overwritten, a copy of a claim that arrives late finds the index moved, and
 //! releasing an unanswered claim only has to move the index.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Cause, Claim, ClaimId, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder,
-    Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Place, Release, Renewal, Session, SessionId,
-    SessionRequest, Standing, Woken,
+    BackendError, Capabilities, Cause, Claim, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder, Inspection,
+    Interference, Key, Limits, LockBackend, Metadata, Mode, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing,
+    Woken,
 };
 
 use crate::api::{Api, BATCH};
-use crate::classify::{Asked, Needs, excerpt};
+use crate::classify::{Asked, Needs};
 use crate::config::{ConfigError, ConsulOptions};
+use crate::guarded::{Attempted, Look, Shared, conflict};
 use crate::http::Http;
-use crate::notes::{ClaimState, Known, Notes};
+use crate::notes::Known;
 use crate::transport::Transport;
 use crate::watch::Watches;
-use crate::wire::{CreateSession, Entry, LOCK_FLAGS, Op, TxnError, encode_value, go_duration, json, parse_go_duration};
+use crate::wire::{CreateSession, LOCK_FLAGS, Op, encode_value, go_duration, json, parse_go_duration};
 
 /// A store of locks on Consul; cheap to clone, clones share connections and knowledge.
 #[derive(Clone, Debug)]
 pub struct Consul {
     shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    api: Api,
-    capabilities: Capabilities,
-    notes: Mutex<Notes>,
-    watches: Watches,
 }
 
 /// The largest published metadata: a transaction takes 512 KiB of JSON, in which the value stands in base64.
@@ -84,212 +77,6 @@ impl Consul {
     }
 }
 
-/// What a guarded claim brought.
-enum Attempted {
-    Held(FencingToken),
-    SessionGone,
-    Delayed,
-    /// The guard failed or the key is taken: look.
-    Refused,
-}
-
-/// What a look at a key says about a claim.
-enum Look {
-    /// It is ours already.
-    Ours {
-        index: u64,
-    },
-    Taken {
-        holder: Box<Holder>,
-        index: u64,
-    },
-    Free(Known),
-}
-
-impl Shared {
-    fn notes(&self) -> MutexGuard<'_, Notes> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A transaction that counts against the connections for short requests.
-    async fn txn(&self, asked: Asked<'_>, ops: &[Op<'_>]) -> Result<Result<Vec<Entry>, Vec<TxnError>>, BackendError> {
-        let _permit = self.watches.short.acquire().await;
-        let reply = self.api.txn(asked, ops).await?;
-        Ok(reply.map(|results| results.into_iter().map(|result| result.kv).collect()))
-    }
-
-    async fn read(&self, key: &Key) -> Result<Option<Entry>, BackendError> {
-        let _permit = self.watches.short.acquire().await;
-        self.api.read_key(key).await
-    }
-
-    /// Reads the key from the leader; what is no lock is refused, not touched.
-    async fn look(&self, session: &SessionId, key: &Key, id: ClaimId) -> Result<Look, BackendError> {
-        let Some(entry) = self.read(key).await? else {
-            self.notes().learn(key, Known::Absent);
-            return Ok(Look::Free(Known::Absent));
-        };
-        if !entry.is_lock() {
-            return Err(conflict(key, entry.flags));
-        }
-        let index = entry.modify_index;
-        match entry.holder_session() {
-            None => {
-                self.notes().learn(key, Known::At(index));
-                Ok(Look::Free(Known::At(index)))
-            }
-            // The session alone does not make it ours: an earlier claim of the same session may still be there.
-            Some(holder) if holder == session.as_str() && entry.claim() == Some(id) => Ok(Look::Ours { index }),
-            Some(_) => {
-                self.notes().forget(key);
-                Ok(Look::Taken { holder: Box::new(entry.holder()), index })
-            }
-        }
-    }
-
-    /// One guarded claim.
-    async fn attempt(&self, session: &SessionId, claim: &Claim, value: &str, guard: Known) -> Result<Attempted, BackendError> {
-        let key = claim.key.as_str();
-        let asked = Asked { what: "claiming the key", writes: true, needs: Needs::KeyWrite(key) };
-        let lock = Op::lock(key, session, value, LOCK_FLAGS);
-        self.notes().note(claim.id, session, ClaimState::Sent(guard));
-        let unfenced_before = guard == Known::Absent && self.notes().sent_unfenced(claim.id, session);
-        let answer = self.txn(asked, &[guard_op(key, guard), lock]).await;
-        let answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous);
-        if guard == Known::Absent && answered && !unfenced_before {
-            self.notes().take_unfenced(claim.id);
-        }
-        let errors = match answer {
-            Ok(Ok(entries)) => {
-                let index = entries.last().map_or(0, |entry| entry.modify_index);
-                return Ok(Attempted::Held(self.granted(session, claim, index)?));
-            }
-            Ok(Err(errors)) => errors,
-            Err(error) => {
-                if error.kind() != ErrorKind::Ambiguous {
-                    self.notes().drop_claim(claim.id);
-                }
-                return Err(error);
-            }
-        };
-        let says = |text: &str| errors.iter().any(|error| error.says(text));
-        self.notes().drop_claim(claim.id);
-        self.notes().forget(&claim.key);
-        if says("invalid session") {
-            Ok(Attempted::SessionGone)
-        } else if says("due to lock delay") {
-            Ok(Attempted::Delayed)
-        } else if says("missing session") || says("failed session lookup") {
-            let message = format!("claiming the key: Consul answered {}", excerpt(&errors[0].what));
-            Err(BackendError::new(ErrorKind::Invalid, message))
-        } else {
-            Ok(Attempted::Refused)
-        }
-    }
-
-    fn granted(&self, session: &SessionId, claim: &Claim, index: u64) -> Result<FencingToken, BackendError> {
-        let token = FencingToken::new(index)
-            .ok_or_else(|| BackendError::new(ErrorKind::Ambiguous, "claiming the key: the answer has no index"))?;
-        let mut notes = self.notes();
-        notes.note(claim.id, session, ClaimState::Held { token, index });
-        // While we hold it the key is known to be ours; it is claimable again only after our release.
-        notes.forget(&claim.key);
-        Ok(token)
-    }
-
-    /// Makes sure that no copy of a claim that was guarded by `guard` can ever apply, by moving the index of the free key.
-    async fn fence(&self, session: &SessionId, claim: &Claim, guard: Known, entry: Option<&Entry>) -> Result<bool, BackendError> {
-        let key = claim.key.as_str();
-        let asked = Asked { what: "undoing a claim", writes: true, needs: Needs::KeyWrite(key) };
-        let value = entry.and_then(|entry| entry.value.clone()).unwrap_or_default();
-        // The value is put back by the unlock; sent twice, a large one would not fit into a transaction.
-        let ops = [guard_op(key, guard), Op::lock(key, session, "", LOCK_FLAGS), Op::unlock(key, session, &value, LOCK_FLAGS)];
-        match self.txn(asked, &ops).await? {
-            Ok(entries) => {
-                if let Some(entry) = entries.last() {
-                    self.notes().learn(&claim.key, Known::At(entry.modify_index));
-                }
-                Ok(true)
-            }
-            // Without its session no copy of the claim can apply either, and during a delay the leader lets none through.
-            Err(errors) => Ok(errors.iter().any(|error| error.says("invalid session"))),
-        }
-    }
-
-    /// Releases the key as it stands at `index`.
-    async fn unlock(&self, session: &SessionId, claim: &Claim, index: u64, value: &str, flags: u64) -> Result<bool, BackendError> {
-        let key = claim.key.as_str();
-        let asked = Asked { what: "releasing the key", writes: true, needs: Needs::KeyWrite(key) };
-        let ops = [Op::check_index(key, index), Op::unlock(key, session, value, flags)];
-        let Ok(entries) = self.txn(asked, &ops).await? else { return Ok(false) };
-        if let Some(entry) = entries.last()
-            && entry.is_lock()
-        {
-            self.notes().learn(&claim.key, Known::At(entry.modify_index));
-        }
-        Ok(true)
-    }
-
-    /// Undoes what a claim has, and fences what may still be under way of it.
-    async fn undo(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
-        let note = self.notes().claim(claim.id);
-        let state = note.as_ref().map(|note| note.state);
-        let published = match note.and_then(|note| note.amended) {
-            Some(amended) => amended,
-            None => claim.published(),
-        };
-        let value = encode_value(&published);
-        if let Some(ClaimState::Held { index, .. }) = state {
-            self.notes().note(claim.id, session, ClaimState::Releasing);
-            if self.unlock(session, claim, index, &value, LOCK_FLAGS).await? {
-                self.notes().drop_claim(claim.id);
-                return Ok(Release::Released);
-            }
-        }
-        // A plain write leaves a key to its session and takes the claim's id away: what was claimed is still ours, unless another claim's
-        // id is there.
-        let ours = |entry: &Entry| entry.claim() == Some(claim.id) || state.is_some() && entry.claim().is_none();
-        // A failed check proves nothing: read, and act on what is there.
-        for _ in 0..3 {
-            let entry = self.read(&claim.key).await?;
-            let free_at = match &entry {
-                None => Some(Known::Absent),
-                Some(entry) if entry.holder_session().is_none() => Some(Known::At(entry.modify_index)),
-                Some(entry) if entry.holder_session() == Some(session.as_str()) && ours(entry) => {
-                    let value = entry.value.clone().unwrap_or_default();
-                    if self.unlock(session, claim, entry.modify_index, &value, entry.flags).await? {
-                        self.notes().drop_claim(claim.id);
-                        return Ok(Release::Released);
-                    }
-                    continue;
-                }
-                // Held by another grant: the index has moved past every guard of ours.
-                Some(_) => None,
-            };
-            let foreign = entry.as_ref().is_some_and(|entry| !entry.is_lock());
-            let may_arrive = match (state, free_at) {
-                (_, None) => false,
-                _ if foreign => false,
-                (Some(ClaimState::Sent(guard)), Some(free_at)) => guard == free_at,
-                // It was answered, so every copy of it was guarded by an index that is gone.
-                (Some(ClaimState::Held { .. } | ClaimState::Releasing), _) => false,
-                (None, Some(_)) => true,
-            };
-            let fenced = match free_at {
-                Some(guard) if may_arrive => self.fence(session, claim, guard, entry.as_ref()).await?,
-                _ => true,
-            };
-            if fenced {
-                self.notes().drop_claim(claim.id);
-                // Our own release may have been applied without its answer: the value still tells whose grant was the last.
-                let ours = state == Some(ClaimState::Releasing) && entry.is_some_and(|entry| entry.claim() == Some(claim.id));
-                return Ok(if ours { Release::Released } else { Release::NotHeld });
-            }
-        }
-        Err(BackendError::new(ErrorKind::Transient, "releasing the key: it changed again and again"))
-    }
-}
-
 fn check(claim: &Claim) -> Result<(), BackendError> {
     if claim.mode != Mode::Exclusive {
         return Err(BackendError::unsupported("claim in a mode other than exclusive"));
@@ -304,18 +91,6 @@ fn fits(published: &Metadata) -> Result<(), BackendError> {
         return Err(BackendError::new(ErrorKind::Invalid, message));
     }
     Ok(())
-}
-
-fn guard_op(key: &str, guard: Known) -> Op<'_> {
-    match guard {
-        Known::Absent => Op::check_not_exists(key),
-        Known::At(index) => Op::check_index(key, index),
-    }
-}
-
-fn conflict(key: &Key, flags: u64) -> BackendError {
-    let message = format!("the key {key} exists with flags {flags}, so it is no lock; it was left alone, use another key");
-    BackendError::new(ErrorKind::Conflict, message)
 }
 
 #[async_trait]
