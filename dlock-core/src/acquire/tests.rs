@@ -1,0 +1,190 @@
+use super::*;
+
+const BUSY: Standing = Standing::Busy { holder: None, cursor: Cursor(7) };
+const QUEUED: Standing = Standing::Waiting { cursor: Cursor(7), ahead: Some(1), holder: None };
+
+fn at(millis: u64) -> Moment {
+    Moment::from_origin(Duration::from_millis(millis))
+}
+
+fn acquisition(place: Place, deadline: Option<u64>) -> Acquire {
+    let mut acquire = Acquire::new(AcquirePlan {
+        place,
+        retry: RetryPolicy::default().jitter_percent(0),
+        deadline: deadline.map(at),
+        attempt: Duration::from_secs(2),
+        longest_wait: Duration::from_secs(60),
+    });
+    assert_eq!(action(&mut acquire, AcquireEvent::Started, 0), AcquireAction::AwaitSession);
+    assert_eq!(action(&mut acquire, AcquireEvent::SessionReady, 0), AcquireAction::Claim);
+    acquire
+}
+
+fn action(acquire: &mut Acquire, event: AcquireEvent, millis: u64) -> AcquireAction {
+    match acquire.step(event, at(millis), Chance::MIDDLE) {
+        AcquireStep::Do { action, .. } => action,
+        AcquireStep::Done(verdict) => panic!("done: {verdict:?}"),
+    }
+}
+
+fn verdict(acquire: &mut Acquire, event: AcquireEvent, millis: u64) -> Verdict {
+    match acquire.step(event, at(millis), Chance::MIDDLE) {
+        AcquireStep::Do { action, .. } => panic!("not done: {action:?}"),
+        AcquireStep::Done(verdict) => verdict,
+    }
+}
+
+fn woken(hint: Hint) -> AcquireEvent {
+    AcquireEvent::Woken { cursor: Cursor(9), hint }
+}
+
+fn held() -> Standing {
+    Standing::Held { token: FencingToken::new(3).unwrap() }
+}
+
+#[test]
+fn a_free_key_takes_one_claim() {
+    let mut acquire = acquisition(Place::Queue, None);
+    let verdict = verdict(&mut acquire, AcquireEvent::Answered(held()), 1);
+    assert_eq!(verdict, Verdict::Held { token: FencingToken::new(3).unwrap() });
+}
+
+#[test]
+fn a_try_whose_refusal_was_lost_ends_when_it_is_asked_again() {
+    let mut acquire = acquisition(Place::Try, None);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_000), AcquireAction::Pause);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_100), AcquireAction::Claim);
+    assert_eq!(verdict(&mut acquire, AcquireEvent::Answered(Standing::ClaimGone), 2_110), Verdict::Busy);
+}
+
+#[test]
+fn a_try_that_finds_the_key_busy_leaves_nothing() {
+    let mut acquire = acquisition(Place::Try, None);
+    assert_eq!(verdict(&mut acquire, AcquireEvent::Answered(BUSY), 1), Verdict::Busy);
+    assert!(!acquire.owes_release());
+}
+
+#[test]
+fn a_wake_that_promises_claims_at_once_and_one_that_does_not_waits_on() {
+    let mut acquire = acquisition(Place::Queue, None);
+    assert_eq!(action(&mut acquire, AcquireEvent::Answered(BUSY), 1), AcquireAction::Wait { cursor: Cursor(7) });
+    let still = woken(Hint::StillHeld { holder: None });
+    assert_eq!(action(&mut acquire, still, 5_000), AcquireAction::Wait { cursor: Cursor(9) });
+    assert_eq!(action(&mut acquire, woken(Hint::MaybeFree), 6_000), AcquireAction::Claim);
+}
+
+#[test]
+fn a_kept_place_is_confirmed_and_not_claimed_again() {
+    let mut acquire = acquisition(Place::Queue, None);
+    assert_eq!(action(&mut acquire, AcquireEvent::Answered(QUEUED), 1), AcquireAction::Wait { cursor: Cursor(7) });
+    assert!(acquire.owes_release());
+    assert_eq!(action(&mut acquire, woken(Hint::MaybeFree), 50), AcquireAction::Confirm { cursor: Cursor(9) });
+}
+
+#[test]
+fn jitter_comes_only_after_a_lost_race() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 1);
+    assert_eq!(action(&mut acquire, woken(Hint::MaybeFree), 100), AcquireAction::Claim);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 101);
+    assert_eq!(action(&mut acquire, woken(Hint::MaybeFree), 200), AcquireAction::Pause);
+}
+
+#[test]
+fn an_unanswered_claim_is_asked_again_and_stays_owed_even_when_the_answer_is_busy() {
+    let mut acquire = acquisition(Place::Queue, None);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_000), AcquireAction::Pause);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_050), AcquireAction::Claim);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 2_051);
+    assert!(acquire.owes_release(), "the first copy may still be under way");
+}
+
+#[test]
+fn what_was_surely_not_applied_is_not_owed() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Failed(ErrorKind::Transient), 1);
+    assert_eq!(verdict(&mut acquire, AcquireEvent::Stopped, 2), Verdict::Stopped);
+    assert!(!acquire.owes_release());
+}
+
+#[test]
+fn stopping_while_a_claim_is_under_way_owes_its_release() {
+    let mut acquire = acquisition(Place::Queue, None);
+    assert_eq!(verdict(&mut acquire, AcquireEvent::Stopped, 1), Verdict::Stopped);
+    assert!(acquire.owes_release());
+}
+
+#[test]
+fn the_deadline_ends_every_action() {
+    let mut acquire = acquisition(Place::Queue, Some(1_000));
+    let step = acquire.step(AcquireEvent::Answered(BUSY), at(1), Chance::MIDDLE);
+    assert!(matches!(step, AcquireStep::Do { until, .. } if until == at(1_000)));
+    assert_eq!(verdict(&mut acquire, AcquireEvent::Elapsed, 1_000), Verdict::TimedOut);
+}
+
+#[test]
+fn a_grant_that_arrives_at_the_deadline_is_a_grant() {
+    let mut acquire = acquisition(Place::Queue, Some(1_000));
+    assert!(matches!(verdict(&mut acquire, AcquireEvent::Answered(held()), 1_000), Verdict::Held { .. }));
+}
+
+#[test]
+fn refusals_end_it_and_passing_errors_do_not() {
+    let mut acquire = acquisition(Place::Queue, None);
+    assert_eq!(action(&mut acquire, AcquireEvent::Failed(ErrorKind::Overloaded), 1), AcquireAction::Pause);
+    let mut acquire = acquisition(Place::Queue, None);
+    let conflict = verdict(&mut acquire, AcquireEvent::Failed(ErrorKind::Conflict), 1);
+    assert_eq!(conflict, Verdict::Failed(ErrorKind::Conflict));
+}
+
+#[test]
+fn a_lost_session_means_a_new_one_and_the_old_claim_undone() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 1);
+    assert_eq!(action(&mut acquire, AcquireEvent::SessionLost, 2), AcquireAction::AwaitSession);
+    assert!(acquire.owes_release());
+    assert_eq!(action(&mut acquire, AcquireEvent::SessionReady, 3), AcquireAction::Claim);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 4);
+    assert!(!acquire.owes_release());
+}
+
+#[test]
+fn a_session_that_the_store_forgot_owes_nothing() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Elapsed, 2_000);
+    action(&mut acquire, AcquireEvent::Elapsed, 2_050);
+    let next = action(&mut acquire, AcquireEvent::Answered(Standing::SessionGone), 2_051);
+    assert_eq!(next, AcquireAction::AwaitSession);
+    assert!(!acquire.owes_release());
+}
+
+#[test]
+fn a_store_that_returns_at_once_is_not_asked_in_a_hot_loop() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 1);
+    let still = || woken(Hint::StillHeld { holder: None });
+    for _ in 0..2 {
+        assert_eq!(action(&mut acquire, still(), 2), AcquireAction::Wait { cursor: Cursor(9) });
+    }
+    assert_eq!(action(&mut acquire, still(), 2), AcquireAction::Pause);
+}
+
+#[test]
+fn a_delayed_claim_is_undone_when_it_is_given_up() {
+    let delayed = AcquireEvent::Answered(Standing::Delayed { at_most: Duration::from_secs(15) });
+    let mut acquire = acquisition(Place::Queue, None);
+    assert_eq!(action(&mut acquire, delayed.clone(), 0), AcquireAction::Pause);
+    assert_eq!(verdict(&mut acquire, AcquireEvent::Stopped, 1), Verdict::Stopped);
+    assert!(acquire.owes_release());
+    let mut acquire = acquisition(Place::Try, None);
+    assert_eq!(verdict(&mut acquire, delayed, 0), Verdict::Busy);
+    assert!(acquire.owes_release());
+}
+
+#[test]
+fn a_delay_at_the_store_is_waited_out_in_short_steps() {
+    let mut acquire = acquisition(Place::Queue, None);
+    let delayed = AcquireEvent::Answered(Standing::Delayed { at_most: Duration::from_secs(15) });
+    let step = acquire.step(delayed, at(0), Chance(0));
+    assert_eq!(step, AcquireStep::Do { action: AcquireAction::Pause, until: at(1_000) });
+}
