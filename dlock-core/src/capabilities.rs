@@ -129,3 +129,15 @@ impl Default for Limits {
         Self { key_bytes: crate::Key::MAX_BYTES, metadata_bytes: 64 * 1024 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_holds_both_its_ends_and_nothing_beyond() {
+        let range = TtlRange { min: Duration::from_secs(10), max: Duration::from_secs(20) };
+        let held = [9, 10, 20, 21].map(|secs| range.contains(Duration::from_secs(secs)));
+        assert_eq!(held, [false, true, true, false]);
+    }
+}

@@ -115,3 +115,45 @@ pub enum Place {
     /// It keeps a place in the queue, where the store has one.
     Queue,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: ClaimId = ClaimId::from_bits(0x5eed);
+    const SPELLED: &str = "00000000000000000000000000005eed";
+
+    #[test]
+    fn a_claim_id_is_spelled_in_32_digits_and_read_back() {
+        assert_eq!(ID.bits(), 0x5eed);
+        assert_eq!((ID.to_string(), format!("{ID:?}")), (SPELLED.to_owned(), SPELLED.to_owned()));
+        assert_eq!(SPELLED.parse(), Ok(ID));
+    }
+
+    #[test]
+    fn text_of_another_form_is_no_claim_id() {
+        for text in ["", "5eed", &SPELLED.replace('d', "+"), &format!("+{}", &SPELLED[1..]), &format!("0{SPELLED}")] {
+            assert_eq!(text.parse::<ClaimId>(), Err(NotAClaimId), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_claim_publishes_the_users_metadata_and_who_asked_and_when() {
+        let mut metadata = Metadata::new();
+        metadata.insert("job", "settle").unwrap();
+        let claim = Claim {
+            id: ID,
+            key: Key::new("orders/42").unwrap(),
+            mode: Mode::Exclusive,
+            owner: "host/7/worker".into(),
+            acquired_at: "2026-01-02T03:04:05Z".into(),
+            metadata: Some(Arc::new(metadata)),
+        };
+        let published = claim.published();
+        let entries: Vec<_> = published.iter().collect();
+        assert_eq!(
+            entries,
+            [("claim", SPELLED), ("job", "settle"), ("lockAcquisitionTime", "2026-01-02T03:04:05Z"), ("owner", "host/7/worker")]
+        );
+    }
+}

@@ -82,3 +82,34 @@ impl Error for BackendError {
         self.source.as_deref().map(|source| source as &(dyn Error + 'static))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_succeed_by_itself_is_passing_and_the_rest_is_not() {
+        for kind in [ErrorKind::Transient, ErrorKind::Ambiguous, ErrorKind::Overloaded] {
+            assert!(kind.is_passing(), "{kind:?}");
+        }
+        for kind in [ErrorKind::Denied, ErrorKind::Invalid, ErrorKind::Conflict, ErrorKind::Unsupported] {
+            assert!(!kind.is_passing(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_tells_its_kind_its_message_and_its_cause() {
+        let error = BackendError::new(ErrorKind::Denied, "the token may not write").caused_by("status 403");
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        assert_eq!((error.message(), error.to_string().as_str()), ("the token may not write", "the token may not write"));
+        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("status 403"));
+    }
+
+    #[test]
+    fn an_undeclared_call_is_unsupported_and_named() {
+        let error = BackendError::unsupported("evict");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().contains("`evict`"), "{error}");
+        assert!(error.source().is_none());
+    }
+}

@@ -73,3 +73,32 @@ pub struct Inspection {
     /// Who waits, first come first, where the store knows.
     pub waiters: Option<Vec<Holder>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_read_from_what_it_published() {
+        let mut metadata = Metadata::new();
+        metadata.insert_reserved(Metadata::OWNER, "host/7/worker");
+        metadata.insert_reserved(Metadata::ACQUIRED_AT, "2026-01-02T03:04:05Z");
+        metadata.insert_reserved(Metadata::CLAIM, "00000000000000000000000000005eed");
+        let holder = Holder::new(Published::Metadata(metadata));
+        assert_eq!(holder.owner(), Some("host/7/worker"));
+        assert_eq!(holder.acquired_at(), Some("2026-01-02T03:04:05Z"));
+        assert_eq!(holder.claim(), Some(ClaimId::from_bits(0x5eed)));
+    }
+
+    #[test]
+    fn a_holder_that_published_something_else_is_unknown() {
+        let holder = Holder::new(Published::Raw(b"held by hand".to_vec()));
+        assert_eq!((holder.owner(), holder.acquired_at(), holder.claim()), (None, None, None));
+        assert_eq!(holder.published.metadata(), None);
+    }
+
+    #[test]
+    fn a_holder_of_whom_nothing_is_known_published_no_entries() {
+        assert_eq!(Holder::default().published.metadata(), Some(&Metadata::new()));
+    }
+}

@@ -145,4 +145,17 @@ mod tests {
         assert!(Key::new("k".repeat(Key::MAX_BYTES)).is_ok());
         assert_eq!(Key::new("k".repeat(Key::MAX_BYTES + 1)), Err(InvalidKey::TooLong { bytes: Key::MAX_BYTES + 1 }));
     }
+
+    #[test]
+    fn every_view_of_a_key_shows_its_name() {
+        let key: Key = "orders/42".parse().unwrap();
+        let (viewed, borrowed): (&str, &str) = (key.as_ref(), key.borrow());
+        assert_eq!([key.as_str(), viewed, borrowed], ["orders/42"; 3]);
+        assert_eq!(format!("{key} {key:?}"), "orders/42 \"orders/42\"");
+    }
+
+    #[test]
+    fn a_name_that_is_no_key_does_not_parse() {
+        assert_eq!("".parse::<Key>(), Err(InvalidKey::Empty));
+    }
 }

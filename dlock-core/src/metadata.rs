@@ -88,4 +88,15 @@ mod tests {
         metadata.insert("a", "3").unwrap();
         assert_eq!(metadata.iter().collect::<Vec<_>>(), [("a", "3"), ("b", "2")]);
     }
+
+    #[test]
+    fn a_value_is_found_under_its_name_alone() {
+        let mut metadata = Metadata::new();
+        assert!(metadata.is_empty());
+        metadata.insert("team", "payments").unwrap();
+        metadata.insert("job", "settle").unwrap();
+        assert_eq!(metadata.get("team"), Some("payments"));
+        assert_eq!(metadata.get("rack"), None);
+        assert_eq!((metadata.is_empty(), metadata.len()), (false, 2));
+    }
 }

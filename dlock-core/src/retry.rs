@@ -173,4 +173,19 @@ mod tests {
         assert_eq!(ok.jitter_percent(101).validate(), Err(InvalidRetryPolicy::TooMuchJitter { percent: 101 }));
         assert_eq!(ok.attempts(0).validate(), Err(InvalidRetryPolicy::NoAttempts));
     }
+
+    #[test]
+    fn policies_at_the_limits_make_sense() {
+        let ok = RetryPolicy::default();
+        assert_eq!(ok.max(RetryPolicy::FIRST).validate(), Ok(()));
+        assert_eq!(ok.factor(1).jitter_percent(100).attempts(1).validate(), Ok(()));
+        assert_eq!(RetryPolicy::fixed(Duration::from_millis(1)).validate(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_set_is_followed() {
+        let policy = RetryPolicy::default().first(Duration::from_secs(1)).factor(3).max(Duration::from_secs(8)).jitter_percent(10);
+        let pauses: Vec<_> = (1..=3).map(|n| policy.pause(n, Chance(u32::MAX)).unwrap().as_millis()).collect();
+        assert_eq!(pauses, [900, 2_700, 7_200]);
+    }
 }

@@ -56,3 +56,19 @@ pub struct Session {
     /// The ttl that the store granted: at least this long after the request was sent, the session lives.
     pub ttl: Duration,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_id_is_shown_as_the_store_spells_it() {
+        let id = SessionId::new("7f-3A");
+        assert_eq!((id.as_str(), id.to_string(), format!("{id:?}")), ("7f-3A", "7f-3A".to_owned(), "7f-3A".to_owned()));
+    }
+
+    #[test]
+    fn a_drawn_id_has_32_digits() {
+        assert_eq!(SessionId::from_bits(0x5eed).as_str(), "00000000000000000000000000005eed");
+    }
+}

@@ -84,3 +84,40 @@ impl Chance {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn moments_move_by_durations_and_are_told_apart_by_them() {
+        let moment = Moment::from_origin(3 * SECOND);
+        assert_eq!(moment.plus(SECOND).since_origin(), 4 * SECOND);
+        assert_eq!(moment.minus(SECOND).since_origin(), 2 * SECOND);
+        assert_eq!(moment.saturating_since(Moment::from_origin(SECOND)), 2 * SECOND);
+    }
+
+    #[test]
+    fn moments_stay_between_the_origin_and_the_far_future() {
+        let longer = Duration::from_nanos(u64::MAX) + Duration::from_nanos(1);
+        assert_eq!(Moment::from_origin(longer), Moment::FAR_FUTURE);
+        assert_eq!(Moment::from_origin(SECOND).plus(longer), Moment::FAR_FUTURE);
+        assert_eq!(Moment::from_origin(SECOND).minus(longer), Moment::ORIGIN);
+        assert_eq!(Moment::ORIGIN.saturating_since(Moment::from_origin(SECOND)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_moment_shows_how_long_after_the_origin_it_lies() {
+        assert_eq!(format!("{:?} {:?}", Moment::from_origin(SECOND), Moment::FAR_FUTURE), "+1s never");
+    }
+
+    #[test]
+    fn a_chance_is_a_fraction_of_the_whole() {
+        assert_eq!(Chance(0).of(SECOND), Duration::ZERO);
+        assert_eq!(Chance(u32::MAX).of(SECOND), SECOND);
+        assert_eq!(Chance::MIDDLE.of(SECOND).as_millis(), 499);
+        assert_eq!(Chance(u32::MAX).of(Duration::MAX), Duration::from_nanos(u64::MAX));
+    }
+}

@@ -34,3 +34,15 @@ impl fmt::Display for FencingToken {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_the_number_that_the_store_gave_and_never_zero() {
+        let token = FencingToken::new(42).unwrap();
+        assert_eq!((token.get(), token.to_string()), (42, "42".to_owned()));
+        assert_eq!(FencingToken::new(0), None);
+    }
+}

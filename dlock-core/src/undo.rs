@@ -181,4 +181,66 @@ mod tests {
         step(&mut undo, UndoEvent::Started, 0);
         assert_eq!(step(&mut undo, UndoEvent::SessionGone, 1), UndoStep::Done(Undone::WithSession));
     }
+
+    #[test]
+    fn what_is_decided_stays_decided() {
+        let mut undo = Undo::new(SECOND, 15 * SECOND);
+        step(&mut undo, UndoEvent::Started, 0);
+        let done = step(&mut undo, UndoEvent::Answered(Release::Released), 1);
+        assert_eq!(step(&mut undo, UndoEvent::SessionGone, 2), done);
+    }
+
+    #[test]
+    fn what_the_store_can_never_do_is_given_up_at_once() {
+        for kind in [ErrorKind::Unsupported, ErrorKind::Invalid] {
+            let mut undo = Undo::new(SECOND, 15 * SECOND);
+            step(&mut undo, UndoEvent::Started, 0);
+            assert_eq!(step(&mut undo, UndoEvent::Failed(kind), 1), UndoStep::Done(Undone::GivenUp), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_to_the_only_attempt_is_taken_as_it_is() {
+        for told in [Release::NotHeld, Release::Unfenced { had: false }] {
+            let mut undo = Undo::new(SECOND, 15 * SECOND);
+            step(&mut undo, UndoEvent::Started, 0);
+            assert_eq!(step(&mut undo, UndoEvent::Answered(told), 1), UndoStep::Done(Undone::Answered(told)));
+        }
+    }
+
+    #[test]
+    fn pauses_grow_and_time_that_is_not_up_changes_nothing() {
+        let mut undo = Undo::new(SECOND, 60 * SECOND);
+        let mut now = 0;
+        step(&mut undo, UndoEvent::Started, now);
+        for pause in [50, 100, 200] {
+            let releasing = UndoStep::Release { until: at(now + 1_000) };
+            assert_eq!(step(&mut undo, UndoEvent::Elapsed, now + 999), releasing);
+            now += 1_000;
+            let pausing = UndoStep::Pause { until: at(now + pause) };
+            assert_eq!(step(&mut undo, UndoEvent::Elapsed, now), pausing);
+            assert_eq!(step(&mut undo, UndoEvent::Elapsed, now + pause - 1), pausing);
+            now += pause;
+            assert!(matches!(step(&mut undo, UndoEvent::Elapsed, now), UndoStep::Release { .. }));
+        }
+    }
+
+    #[test]
+    fn the_first_attempt_has_its_time_whatever_the_patience() {
+        let mut undo = Undo::new(SECOND, Duration::ZERO);
+        let first = step(&mut undo, UndoEvent::Started, 0);
+        assert_eq!(first, UndoStep::Release { until: at(1_000) });
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 999), first);
+        assert_eq!(step(&mut undo, UndoEvent::Failed(ErrorKind::Transient), 999), UndoStep::Done(Undone::GivenUp));
+    }
+
+    #[test]
+    fn an_answer_after_patience_has_passed_is_an_answer() {
+        let mut undo = Undo::new(SECOND, Duration::from_millis(1_500));
+        step(&mut undo, UndoEvent::Started, 0);
+        step(&mut undo, UndoEvent::Elapsed, 1_000);
+        step(&mut undo, UndoEvent::Elapsed, 1_100);
+        let done = step(&mut undo, UndoEvent::Answered(Release::Released), 1_600);
+        assert_eq!(done, UndoStep::Done(Undone::Answered(Release::Released)));
+    }
 }

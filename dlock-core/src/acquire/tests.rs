@@ -188,3 +188,184 @@ fn a_delay_at_the_store_is_waited_out_in_short_steps() {
     let step = acquire.step(delayed, at(0), Chance(0));
     assert_eq!(step, AcquireStep::Do { action: AcquireAction::Pause, until: at(1_000) });
 }
+
+#[test]
+fn what_is_decided_stays_decided() {
+    let mut acquire = acquisition(Place::Queue, None);
+    verdict(&mut acquire, AcquireEvent::Answered(held()), 1);
+    assert!(matches!(verdict(&mut acquire, AcquireEvent::Stopped, 2), Verdict::Held { .. }));
+}
+
+#[test]
+fn a_place_is_owed_without_anything_being_unanswered() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 1);
+    assert!(acquire.owes_release());
+    assert!(!acquire.is_unanswered());
+}
+
+#[test]
+fn an_ambiguous_claim_is_unanswered_and_stays_so_when_the_next_was_surely_not_applied() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Failed(ErrorKind::Ambiguous), 1);
+    assert!(acquire.is_unanswered());
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 51), AcquireAction::Claim);
+    action(&mut acquire, AcquireEvent::Failed(ErrorKind::Transient), 52);
+    assert!(acquire.is_unanswered());
+}
+
+#[test]
+fn a_session_that_cannot_be_opened_ends_it_when_the_policy_or_the_store_says_so() {
+    let needing = || {
+        let retry = RetryPolicy::default().attempts(2);
+        let mut acquire = Acquire::new(AcquirePlan {
+            place: Place::Queue,
+            retry,
+            deadline: None,
+            attempt: Duration::from_secs(2),
+            longest_wait: Duration::from_secs(60),
+        });
+        action(&mut acquire, AcquireEvent::Started, 0);
+        acquire
+    };
+    let failed = AcquireEvent::SessionFailed(ErrorKind::Transient);
+    let mut acquire = needing();
+    assert_eq!(action(&mut acquire, failed.clone(), 1), AcquireAction::AwaitSession);
+    assert_eq!(verdict(&mut acquire, failed, 2), Verdict::Failed(ErrorKind::Transient));
+    let denied = verdict(&mut needing(), AcquireEvent::SessionFailed(ErrorKind::Denied), 1);
+    assert_eq!(denied, Verdict::Failed(ErrorKind::Denied));
+}
+
+#[test]
+fn claims_that_fail_are_asked_again_after_growing_pauses_until_the_policy_ends_it() {
+    let mut acquire = acquisition(Place::Queue, None);
+    acquire.plan.retry = acquire.plan.retry.attempts(3);
+    let failed = || AcquireEvent::Failed(ErrorKind::Transient);
+    let mut now = 0;
+    for pause in [50, 100] {
+        let step = acquire.step(failed(), at(now), Chance::MIDDLE);
+        assert_eq!(step, AcquireStep::Do { action: AcquireAction::Pause, until: at(now + pause) });
+        now += pause;
+        assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, now), AcquireAction::Claim);
+    }
+    assert_eq!(verdict(&mut acquire, failed(), now), Verdict::Failed(ErrorKind::Transient));
+}
+
+#[test]
+fn an_answer_ends_the_row_of_failures() {
+    let mut acquire = acquisition(Place::Queue, None);
+    acquire.plan.retry = acquire.plan.retry.attempts(2);
+    action(&mut acquire, AcquireEvent::Failed(ErrorKind::Transient), 0);
+    action(&mut acquire, AcquireEvent::Elapsed, 50);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 51);
+    assert_eq!(action(&mut acquire, AcquireEvent::Failed(ErrorKind::Transient), 52), AcquireAction::Pause);
+}
+
+#[test]
+fn a_wait_that_failed_goes_on_where_it_was() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 1);
+    assert_eq!(action(&mut acquire, AcquireEvent::Failed(ErrorKind::Transient), 2), AcquireAction::Pause);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 52), AcquireAction::Wait { cursor: Cursor(7) });
+    assert_eq!(action(&mut acquire, woken(Hint::MaybeFree), 60), AcquireAction::Confirm { cursor: Cursor(9) });
+}
+
+#[test]
+fn a_confirm_that_failed_or_hung_is_asked_again() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 1);
+    let confirm = AcquireAction::Confirm { cursor: Cursor(9) };
+    assert_eq!(action(&mut acquire, woken(Hint::MaybeFree), 100), confirm);
+    assert_eq!(action(&mut acquire, AcquireEvent::Failed(ErrorKind::Ambiguous), 101), AcquireAction::Pause);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 151), confirm);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_151), AcquireAction::Pause);
+    assert!(!acquire.is_unanswered(), "a confirm never creates a place");
+}
+
+#[test]
+fn a_wait_that_never_returns_asks_at_its_end() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 1);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 60_001), AcquireAction::Confirm { cursor: Cursor(7) });
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 1);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 60_001), AcquireAction::Claim);
+}
+
+#[test]
+fn time_that_is_not_up_changes_nothing() {
+    let mut claiming = acquisition(Place::Queue, None);
+    let mut waiting = acquisition(Place::Queue, None);
+    action(&mut waiting, AcquireEvent::Answered(QUEUED), 0);
+    let mut confirming = waiting.clone();
+    action(&mut confirming, woken(Hint::MaybeFree), 0);
+    let mut pausing = acquisition(Place::Queue, None);
+    action(&mut pausing, AcquireEvent::Failed(ErrorKind::Transient), 0);
+    for (acquire, up) in [(&mut claiming, 2_000), (&mut waiting, 60_000), (&mut confirming, 2_000), (&mut pausing, 50)] {
+        let before = acquire.clone();
+        let step = acquire.step(AcquireEvent::Elapsed, at(up - 1), Chance::MIDDLE);
+        assert!(matches!(step, AcquireStep::Do { until, .. } if until == at(up)), "{step:?}");
+        assert_eq!(*acquire, before);
+    }
+}
+
+#[test]
+fn races_lost_in_a_row_spread_the_rivals_over_at_most_twenty_milliseconds() {
+    let mut acquire = acquisition(Place::Queue, None);
+    let (latest, mut now) = (Chance(u32::MAX), 0);
+    for spread in [0, 5, 10, 15, 20, 20] {
+        action(&mut acquire, AcquireEvent::Answered(BUSY), now);
+        now += 100;
+        let mut step = acquire.step(woken(Hint::MaybeFree), at(now), latest);
+        if spread > 0 {
+            now += spread;
+            assert_eq!(step, AcquireStep::Do { action: AcquireAction::Pause, until: at(now) });
+            step = acquire.step(AcquireEvent::Elapsed, at(now), latest);
+        }
+        assert!(matches!(step, AcquireStep::Do { action: AcquireAction::Claim, .. }), "{step:?}");
+    }
+}
+
+#[test]
+fn wakes_that_come_early_in_a_row_are_answered_with_growing_pauses() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 0);
+    let still = || woken(Hint::StillHeld { holder: None });
+    let mut now = 0;
+    for pause in [0, 0, 50, 100, 200] {
+        let step = acquire.step(still(), at(now), Chance(0));
+        if pause > 0 {
+            now += pause;
+            assert_eq!(step, AcquireStep::Do { action: AcquireAction::Pause, until: at(now) });
+            assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, now), AcquireAction::Wait { cursor: Cursor(9) });
+        }
+    }
+}
+
+#[test]
+fn a_wait_of_twenty_milliseconds_is_no_early_wake() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(BUSY), 0);
+    for n in 1..=5 {
+        let still = woken(Hint::StillHeld { holder: None });
+        assert_eq!(action(&mut acquire, still, n * 20), AcquireAction::Wait { cursor: Cursor(9) });
+    }
+}
+
+#[test]
+fn a_place_that_was_taken_away_is_claimed_again() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 1);
+    assert_eq!(action(&mut acquire, woken(Hint::ClaimGone), 50), AcquireAction::Claim);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 51);
+    action(&mut acquire, woken(Hint::MaybeFree), 100);
+    assert_eq!(action(&mut acquire, AcquireEvent::Answered(Standing::ClaimGone), 101), AcquireAction::Claim);
+}
+
+#[test]
+fn the_steps_of_a_delay_are_spread_by_at_most_a_quarter() {
+    let mut acquire = acquisition(Place::Queue, None);
+    let delayed = AcquireEvent::Answered(Standing::Delayed { at_most: Duration::from_secs(15) });
+    let step = acquire.step(delayed, at(0), Chance(u32::MAX));
+    assert_eq!(step, AcquireStep::Do { action: AcquireAction::Pause, until: at(750) });
+}

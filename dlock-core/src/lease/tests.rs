@@ -213,3 +213,182 @@ fn every_reason_of_a_loss_is_in_the_list() {
     };
     assert_eq!(Loss::ALL.iter().copied().map(place).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
 }
+
+#[test]
+fn the_margin_is_a_hundredth_of_the_ttl_and_no_less_than_fifty_milliseconds() {
+    assert_eq!(Lease::margin(Duration::from_secs(60)), Duration::from_millis(600));
+    assert_eq!(Lease::margin(Duration::from_secs(1)), Lease::LEAST_MARGIN);
+}
+
+#[test]
+fn an_attempt_takes_a_sixth_of_the_ttl_within_its_bounds() {
+    assert_eq!(Lease::attempt(Duration::from_secs(6)), Duration::from_secs(1));
+    assert_eq!(Lease::attempt(Duration::from_secs(60)), Lease::LONGEST_ATTEMPT);
+    assert_eq!(Lease::attempt(Duration::from_millis(6)), Duration::from_millis(10));
+}
+
+#[test]
+fn a_lease_asks_for_the_ttl_it_was_made_with_and_believes_nothing_before_the_answer() {
+    let mut lease = Lease::new(TTL, 2);
+    step(&mut lease, LeaseEvent::Started, 1_000);
+    assert_eq!(lease.requested(), TTL);
+    assert_eq!(lease.believed_until(), None);
+    assert_eq!(lease.health(), Health::Opening);
+}
+
+#[test]
+fn every_loss_is_told_in_words_of_its_own() {
+    let losses =
+        [Loss::Expired, Loss::SessionGone, Loss::KeyDeleted, Loss::TakenOver, Loss::HeldTooLong, Loss::Shutdown, Loss::Released];
+    let told: std::collections::BTreeSet<_> = losses.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), losses.len(), "{told:?}");
+    assert!(Loss::KeyDeleted.to_string().contains("deleted"));
+}
+
+#[test]
+fn a_lease_that_is_abandoned_lapses_and_stays_ended() {
+    let mut lease = opened();
+    assert_eq!(step(&mut lease, LeaseEvent::Abandoned, 2_000), LeaseStep::Done(LeaseEnd::Lapsed));
+    assert_eq!(lease.health(), Health::Over(Some(Loss::Shutdown)));
+
+    let mut lease = opened();
+    step(&mut lease, LeaseEvent::Left, 2_000);
+    step(&mut lease, LeaseEvent::Closed, 2_001);
+    assert_eq!(step(&mut lease, LeaseEvent::Abandoned, 2_002), LeaseStep::Done(LeaseEnd::Closed));
+    assert_eq!(lease.health(), Health::Over(None));
+}
+
+#[test]
+fn a_lease_that_is_left_before_it_was_opened_is_left_to_lapse() {
+    let mut lease = Lease::new(TTL, 2);
+    step(&mut lease, LeaseEvent::Started, 0);
+    assert_eq!(step(&mut lease, LeaseEvent::Left, 1), LeaseStep::Done(LeaseEnd::Lapsed));
+    assert_eq!(lease.health(), Health::Over(None));
+}
+
+#[test]
+fn opens_that_fail_are_asked_again_after_growing_pauses() {
+    let (mut lease, longest) = (Lease::new(TTL, 2), Chance(u32::MAX));
+    lease.step(LeaseEvent::Started, at(0), longest);
+    let mut now = 0;
+    for pause in [100, 200, 400, 800, 1_000, 1_000] {
+        let paused = lease.step(LeaseEvent::Failed(ErrorKind::Transient), at(now), longest);
+        assert_eq!(paused, todo(LeaseAction::Rest, now + pause));
+        assert_eq!(lease.step(LeaseEvent::Elapsed, at(now + pause - 1), longest), paused);
+        now += pause;
+        assert_eq!(lease.step(LeaseEvent::Elapsed, at(now), longest), todo(LeaseAction::Open, now + 2_000));
+    }
+}
+
+#[test]
+fn pauses_stay_within_a_twelfth_of_the_ttl_and_are_at_least_five_milliseconds() {
+    let failed = LeaseEvent::Failed(ErrorKind::Transient);
+    for (chance, pause) in [(Chance(u32::MAX), 50), (Chance(0), 5)] {
+        let mut lease = Lease::new(Duration::from_millis(600), 2);
+        lease.step(LeaseEvent::Started, at(0), chance);
+        assert_eq!(lease.step(failed, at(0), chance), todo(LeaseAction::Rest, pause));
+    }
+}
+
+#[test]
+fn an_open_goes_on_until_its_time_is_up_and_is_then_asked_again() {
+    let mut lease = Lease::new(TTL, 2);
+    let opening = step(&mut lease, LeaseEvent::Started, 0);
+    assert_eq!(opening, todo(LeaseAction::Open, 2_000));
+    assert_eq!(step(&mut lease, LeaseEvent::Elapsed, 1_999), opening);
+    for event in [LeaseEvent::Elapsed, LeaseEvent::Disturbed] {
+        assert_eq!(action(step(&mut lease.clone(), event, 2_000)), LeaseAction::Rest, "{event:?}");
+    }
+}
+
+#[test]
+fn a_renewal_goes_on_until_its_time_is_up_and_then_makes_the_lease_suspect() {
+    let mut lease = opened();
+    let due = due(&mut lease, 2_000);
+    let renewing = step(&mut lease, LeaseEvent::Elapsed, due);
+    assert_eq!(step(&mut lease, LeaseEvent::Elapsed, due + 1_999), renewing);
+    assert_eq!(lease.health(), Health::Sound);
+    for event in [LeaseEvent::Elapsed, LeaseEvent::Disturbed] {
+        let mut lease = lease.clone();
+        assert_eq!(action(step(&mut lease, event, due + 2_000)), LeaseAction::Rest, "{event:?}");
+        assert_eq!(lease.health(), Health::Suspect);
+    }
+}
+
+#[test]
+fn a_renewal_goes_out_at_the_moment_it_is_due() {
+    let mut lease = Lease::new(TTL, 2);
+    lease.step(LeaseEvent::Started, at(0), Chance(0));
+    let resting = lease.step(LeaseEvent::Opened { ttl: TTL }, at(1), Chance(0));
+    assert_eq!(resting, todo(LeaseAction::Rest, 4_500));
+    assert_eq!(lease.step(LeaseEvent::Elapsed, at(4_499), Chance(0)), resting);
+    assert_eq!(lease.step(LeaseEvent::Elapsed, at(4_500), Chance(0)), todo(LeaseAction::Renew, 6_500));
+}
+
+#[test]
+fn renewals_that_fail_are_asked_again_after_growing_pauses() {
+    let (mut lease, longest) = (opened(), Chance(u32::MAX));
+    let mut now = 2_000;
+    step(&mut lease, LeaseEvent::Disturbed, now);
+    for pause in [100, 200, 400] {
+        let paused = lease.step(LeaseEvent::Failed(ErrorKind::Denied), at(now), longest);
+        assert_eq!(paused, todo(LeaseAction::Rest, now + pause));
+        now += pause;
+        assert_eq!(lease.step(LeaseEvent::Elapsed, at(now), longest), todo(LeaseAction::Renew, now + 2_000));
+    }
+}
+
+#[test]
+fn a_disturbance_shortens_no_pause_after_a_failure() {
+    let mut lease = opened();
+    step(&mut lease, LeaseEvent::Disturbed, 2_000);
+    let paused = step(&mut lease, LeaseEvent::Failed(ErrorKind::Transient), 2_001);
+    assert_eq!(step(&mut lease, LeaseEvent::Disturbed, 2_002), paused);
+}
+
+#[test]
+fn a_renewal_under_way_keeps_the_session_alive_at_the_store() {
+    let mut lease = opened();
+    assert_eq!(lease.lapses_at(), at(31_000));
+    step(&mut lease, LeaseEvent::Disturbed, 3_000);
+    assert_eq!(lease.lapses_at(), at(33_000));
+}
+
+#[test]
+fn settling_lasts_until_it_is_said_or_the_session_has_lapsed() {
+    let mut lease = opened();
+    let settling = step(&mut lease, LeaseEvent::Gone, 2_000);
+    assert_eq!(settling, todo(LeaseAction::Settle, 31_000));
+    assert_eq!(step(&mut lease, LeaseEvent::Elapsed, 30_999), settling);
+    for event in [LeaseEvent::Elapsed, LeaseEvent::Disturbed] {
+        assert_eq!(step(&mut lease.clone(), event, 31_000), LeaseStep::Done(LeaseEnd::Lapsed), "{event:?}");
+    }
+}
+
+#[test]
+fn an_expired_session_is_closed_once_it_is_settled() {
+    let mut lease = opened();
+    assert_eq!(action(step(&mut lease, LeaseEvent::Elapsed, 15_850)), LeaseAction::Settle);
+    assert_eq!(action(step(&mut lease, LeaseEvent::Settled, 15_851)), LeaseAction::Close);
+    assert_eq!(step(&mut lease, LeaseEvent::Gone, 15_852), LeaseStep::Done(LeaseEnd::Closed));
+    assert_eq!(lease.health(), Health::Over(Some(Loss::Expired)));
+}
+
+#[test]
+fn closes_that_fail_or_hang_are_asked_again_after_growing_pauses() {
+    let (mut lease, longest) = (opened(), Chance(u32::MAX));
+    let closing = step(&mut lease, LeaseEvent::Left, 2_000);
+    assert_eq!(closing, todo(LeaseAction::Close, 4_000));
+    assert_eq!(lease.step(LeaseEvent::Elapsed, at(3_999), longest), closing);
+    assert_eq!(lease.step(LeaseEvent::Elapsed, at(4_000), longest), todo(LeaseAction::Rest, 4_100));
+    assert_eq!(lease.step(LeaseEvent::Elapsed, at(4_100), longest), todo(LeaseAction::Close, 6_100));
+    let failed = lease.step(LeaseEvent::Failed(ErrorKind::Transient), at(4_200), longest);
+    assert_eq!(failed, todo(LeaseAction::Rest, 4_400));
+}
+
+#[test]
+fn a_close_that_is_never_answered_ends_when_the_session_has_lapsed() {
+    let mut lease = opened();
+    step(&mut lease, LeaseEvent::Left, 10_000);
+    assert_eq!(step(&mut lease, LeaseEvent::Disturbed, 31_000), LeaseStep::Done(LeaseEnd::Lapsed));
+}
