@@ -149,7 +149,11 @@ impl Acquisition {
         let pass = tokio::select! {
             biased;
             pass = gates.pass(&key) => pass,
-            error = self.interrupted(self.deadline) => return Err(error),
+            error = self.interrupted(self.deadline) => match error {
+                // Another task of this process has it.
+                LockError::TimedOut { .. } if self.place == Place::Try => return Ok(None),
+                error => return Err(error),
+            },
         };
         if pass.yields() && self.engine.backend.capabilities().order == Order::Unordered {
             // This process had enough turns in a row; waiters elsewhere get a head start.

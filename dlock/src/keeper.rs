@@ -91,9 +91,10 @@ impl Keeper {
     async fn run(mut self) {
         let mut heard = Heard::event(LeaseEvent::Started);
         let end = loop {
-            if heard.event == LeaseEvent::Elapsed {
+            // A session that is not wanted any more when its keeper starts is not opened.
+            if matches!(heard.event, LeaseEvent::Started | LeaseEvent::Elapsed) {
                 let renewal_wanted = self.found.is_some().then_some(LeaseEvent::Disturbed);
-                heard.event = self.session.ending_event().or(renewal_wanted).unwrap_or(heard.event);
+                heard.event = self.session.ending_event(self.number).or(renewal_wanted).unwrap_or(heard.event);
             }
             let Heard { event, opened, error } = heard;
             let Some(step) = self.session.step(self.number, event, opened, error) else {
@@ -101,6 +102,7 @@ impl Keeper {
                 if matches!(event, LeaseEvent::Opened { .. }) {
                     self.forget_opening();
                 }
+                self.session.wake.notify_one();
                 return;
             };
             let (action, until) = match step {
@@ -135,6 +137,8 @@ impl Keeper {
             self.session.promise(until);
             let woke = self.sleep(until).await;
             if !self.session.is_kept_by(self.number) {
+                // What woke this one may have been meant for the other.
+                self.session.wake.notify_one();
                 return;
             }
             heard = match woke {
@@ -244,7 +248,8 @@ impl Keeper {
         let Some(grant) = self.session.take(id) else { return };
         grant.lose(loss);
         let mut owed = grant.owed();
-        if loss != Loss::HeldTooLong {
+        // Nothing is left to hold on to; as long as the session is sound, `hold_at_least` goes on for what was only told.
+        if self.session.loss().is_some() || matches!(loss, Loss::KeyDeleted | Loss::TakenOver) {
             owed.from = Moment::ORIGIN;
         }
         self.session.hand_in(owed);

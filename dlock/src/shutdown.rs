@@ -40,6 +40,8 @@ pub struct LeftBehind {
 pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration) -> ShutdownReport {
     let clock = engine.clock;
     let deadline = clock.now().plus(within);
+    // A session's keeper may live on a runtime that nobody drives any more.
+    let look_again = || clock.now().plus(engine.options.ttl / 12);
     engine.stopping.cancel();
     engine.keep_all();
     let mut held = Vec::new();
@@ -65,6 +67,7 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
                 biased;
                 () = quiet => {}
                 () = clock.sleep_until(deadline) => break,
+                () = clock.sleep_until(look_again()) => engine.keep_all(),
             }
         }
     }
@@ -86,6 +89,7 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
             biased;
             () = forgotten => {}
             () = clock.sleep_until(deadline) => break false,
+            () = clock.sleep_until(look_again()) => engine.keep_all(),
         }
     };
     let mut report = ShutdownReport::default();

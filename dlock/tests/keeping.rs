@@ -118,11 +118,11 @@ fn an_opening_under_way_when_its_runtime_ends_is_not_forgotten() {
     let memory = Memory::queue();
     let locker = Locker::builder(memory.clone()).ttl(TTL).build().unwrap();
     let opening = memory.control().hold_next(Call::Open);
-    let one = Builder::new_current_thread().enable_all().build().unwrap();
+    let one = runtime();
     one.block_on(async { assert!(locker.ready(ms(50)).await.is_err()) });
     drop(one);
     assert!(opening.is_under_way());
-    let another = Builder::new_current_thread().enable_all().build().unwrap();
+    let another = runtime();
     another.block_on(async {
         opening.deliver();
         locker.lock("a").await.unwrap().release().await.unwrap();
@@ -220,5 +220,68 @@ async fn a_try_that_is_granted_after_its_sessions_deadline_tries_again() {
         std::thread::sleep(ms(1_100));
         let guard = trying.await.unwrap().expect("nobody else holds it");
         assert!(guard.check().is_ok());
+    }
+}
+
+/// In real time: what it shows needs a runtime that nobody drives.
+#[test]
+fn a_guard_dropped_after_its_keeper_was_replaced_is_given_back_at_once() {
+    let (memory, one, another) = (Memory::queue(), runtime(), runtime());
+    let locker = Locker::builder(memory.clone()).ttl(secs(3)).build().unwrap();
+    let guard = one.block_on(async {
+        let guard = locker.lock("a").await.unwrap();
+        // Its keeper has seen to the grant, and sleeps.
+        tokio::time::sleep(ms(50)).await;
+        guard
+    });
+    // Longer than its keeper may be silent, and shorter than it is believed.
+    std::thread::sleep(ms(1_600));
+    another.block_on(async {
+        assert!(tokio::time::timeout(ms(200), guard.lost()).await.is_err(), "lost");
+        drop(guard);
+        let given_back = async {
+            while !memory.control().claims().is_empty() {
+                tokio::time::sleep(ms(5)).await;
+            }
+        };
+        tokio::time::timeout(ms(500), given_back).await.expect("nobody was told of the release");
+    });
+}
+
+/// In real time: what it shows needs a runtime that nobody drives.
+#[test]
+fn a_shutdown_notices_that_nobody_drives_a_keeper() {
+    let (memory, one, another) = (Memory::queue(), runtime(), runtime());
+    let locker = Locker::builder(memory.clone()).ttl(secs(3)).build().unwrap();
+    let guard = one.block_on(async { locker.lock("a").await.unwrap() });
+    another.block_on(async {
+        drop(guard);
+        let report = locker.shutdown(secs(5)).await;
+        assert!(report.is_clean(), "{report:?}");
+    });
+    assert_eq!((memory.control().claims(), memory.control().sessions()), (vec![], vec![]));
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_told_ahead_of_its_end_is_held_for_at_least_as_long_as_was_asked_for() {
+    for (memory, ours) in stores() {
+        let other = locker(&memory);
+        let guard = ours.lock("a").hold_at_least(secs(120)).stop_before(secs(5)).await.unwrap();
+        for _ in 0..3 {
+            memory.control().delay_next(Call::Renew, secs(3));
+        }
+        pass(secs(10)).await;
+        assert_eq!(guard.check().unwrap_err().reason, Loss::Expired);
+        for _ in 0..10 {
+            pass(secs(10)).await;
+            assert!(other.try_lock("a").await.unwrap().is_none(), "given back too early");
+        }
+        pass(secs(11)).await;
+        assert!(other.try_lock("a").await.unwrap().is_some(), "kept too long");
+        drop(guard);
     }
 }

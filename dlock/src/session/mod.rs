@@ -154,6 +154,10 @@ impl Session {
         let number = state.keepers;
         self.keeper.store(number, Ordering::Release);
         self.promise(now);
+        drop(state);
+        // A keeper that nobody drives any more must not use up a wake-up; and what was handed in to it is news to this one.
+        self.wake.notify_waiters();
+        self.wake.notify_one();
         Some(number)
     }
 
@@ -221,11 +225,12 @@ impl Session {
         let mut state = self.state();
         state.doubted = true;
         let first = state.ending == Ending::Wanted;
+        state.ending = state.ending.max(Ending::Retired);
         drop(state);
         if let Some(engine) = self.engine.upgrade().filter(|_| first) {
             engine.forgotten_by_the_store();
         }
-        self.retire();
+        self.wake.notify_one();
     }
 
     /// No new claims; closed once nothing is held, owed or being acquired.
@@ -266,9 +271,12 @@ impl Session {
         });
     }
 
-    /// What the keeper has to tell the lease apart from answers.
-    pub(crate) fn ending_event(&self) -> Option<LeaseEvent> {
+    /// What the keeper has to tell the lease apart from answers; nothing to one that was replaced.
+    pub(crate) fn ending_event(&self, keeper: u64) -> Option<LeaseEvent> {
         let mut state = self.state();
+        if !self.is_kept_by(keeper) {
+            return None;
+        }
         let ending = state.ending;
         match ending {
             Ending::Abandoned => Some(LeaseEvent::Abandoned),
