@@ -10,7 +10,8 @@ if [ $# -ne 1 ] || [ ! -f "$1" ]; then
 fi
 
 # Cases of a suite by the backend they ran on: the name of a test begins with the backend's where a program has more than one.
-awk '
+cases() {
+    awk '
     / Running / { program = $2; sub(".*/", "", program); sub("\\.rs$", "", program) }
     /^test .* \.\.\. ok$/ && program ~ /_conformance$|^suite_/ {
         backend = program; sub("_conformance$", "", backend); sub("^suite_", "", backend)
@@ -18,10 +19,19 @@ awk '
         count[(program ~ /^suite_/ ? "suite of the locker" : "conformance") " on " backend]++
     }
     END { for (suite in count) printf "proof: %s: %d cases\n", suite, count[suite] }
-' "$1" | sort
+    ' "$1" | sort
+}
+
+cases "$1"
 grep '^proof: ' "$1"
 
-for part in "Machines:" "Locker:" "Wire:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" "live:" "fuzz corpus,"; do
-    grep -q "^proof: $part" "$1" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }
+said=$(cases "$1"; grep '^proof: ' "$1")
+for part in \
+    "conformance on memory, queue:" "conformance on memory, slot:" "conformance on consul:" "conformance on own_backend:" \
+    "suite of the locker on memory, queue:" "suite of the locker on memory, slot:" "suite of the locker on consul:" \
+    "Machines:" "Locker:" "Wire:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" "fuzz corpus," "live:"; do
+    grep -q "^proof: $part" <<<"$said" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }
 done
-grep -qE '^proof: live: fenced updates [0-9]+, refused [0-9]+, lost 0$' "$1" || { echo "the log does not say that no fenced update was lost" >&2; exit 1; }
+grep -qE '^proof: planted bugs: ([0-9]+) of \1 caught$' <<<"$said" || { echo "a planted bug escaped" >&2; exit 1; }
+grep -qE '^proof: live: fenced updates [0-9]+, refused [0-9]+, lost 0$' <<<"$said" ||
+    { echo "the log does not say that no fenced update was lost" >&2; exit 1; }

@@ -67,7 +67,7 @@ impl ConsulOptions {
     /// `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE` (wins over the token), `CONSUL_HTTP_AUTH`, `CONSUL_HTTP_SSL`,
     /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`. Unlike Go's client, a switch that cannot be read is an error, not "false".
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_lookup(environment()?)
+        Self::from_lookup(environment(&SUPPORTED)?)
     }
 
     pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
@@ -108,7 +108,8 @@ impl ConsulOptions {
     /// `consul+unix:///path`. Without a port it is 8500, over TLS 8501. `CONSUL_HTTP_ADDR` is not looked at; `CONSUL_HTTP_SSL` turns
     /// `consul://` into TLS as well.
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
-        Self::but_address(environment()?)?.at_url(url)
+        let but_address: Vec<_> = SUPPORTED.into_iter().filter(|name| *name != "CONSUL_HTTP_ADDR").collect();
+        Self::but_address(environment(&but_address)?)?.at_url(url)
     }
 
     pub(crate) fn at_url(self, url: &str) -> Result<Self, ConfigError> {
@@ -281,15 +282,15 @@ const UNSUPPORTED: [&str; 6] =
     ["CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_CAPATH", "CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
 
 /// The environment, once it is sure that all that is read of it is text: what cannot be read must not count as unset.
-fn environment() -> Result<impl Fn(&str) -> Option<String>, ConfigError> {
-    match unreadable(|name| std::env::var_os(name)) {
+fn environment(read: &[&'static str]) -> Result<impl Fn(&str) -> Option<String> + use<>, ConfigError> {
+    match unreadable(read, |name| std::env::var_os(name)) {
         Some(name) => Err(ConfigError::NotUnicode { name }),
         None => Ok(|name: &str| std::env::var(name).ok()),
     }
 }
 
-fn unreadable(lookup: impl Fn(&str) -> Option<OsString>) -> Option<&'static str> {
-    let known = SUPPORTED.iter().chain(&UNSUPPORTED).copied();
+fn unreadable(read: &[&'static str], lookup: impl Fn(&str) -> Option<OsString>) -> Option<&'static str> {
+    let known = read.iter().chain(&UNSUPPORTED).copied();
     known.into_iter().find(|name| lookup(name).is_some_and(|value| value.to_str().is_none()))
 }
 
@@ -392,8 +393,8 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
 
         let garbled = |name: &str| (name == "CONSUL_CACERT").then(|| OsString::from_vec(vec![b'/', 0xFF]));
-        assert_eq!(unreadable(garbled), Some("CONSUL_CACERT"));
-        assert_eq!(unreadable(|_| Some(OsString::from("text"))), None);
+        assert_eq!(unreadable(&SUPPORTED, garbled), Some("CONSUL_CACERT"));
+        assert_eq!(unreadable(&SUPPORTED[..1], |_| Some(OsString::from("text"))), None);
     }
 
     #[test]

@@ -37,6 +37,11 @@ fn every_planted_bug_is_caught() {
     if let Some(bug) = Bug::on() {
         return show(bug);
     }
+    for tier in TIERS {
+        let report = Campaign::new(tier, 0..SCHEDULES).on(2).run();
+        assert_eq!(report.schedules, SCHEDULES, "a part of them would prove nothing");
+        assert!(report.failures.is_empty(), "with nothing planted, {tier:?} fails too: {:?}", report.failures[0]);
+    }
     let mut escaped = Vec::new();
     println!("{:<28} {:<9} {:<6} {:>9} {:>6}", "planted bug", "simulator", "breaks", "schedules", "faults");
     for bug in Bug::ALL.iter().copied() {
