@@ -71,7 +71,11 @@ impl Liveness {
                     self.arrived.push((op, n));
                 }
             }
-            Event::Granted { op, .. } => self.granted.push((op, n)),
+            Event::Granted { op, .. } => {
+                // Whoever is granted it again had given it back, and took another place.
+                self.reordered |= self.granted.iter().any(|(granted, _)| *granted == op);
+                self.granted.push((op, n));
+            }
             // Another session means another place.
             Event::Sent { slot: Slot { site: Site::Open, client, .. }, .. } => {
                 self.reordered |= ledger.clients.get(client.into()).opens > 0;
@@ -241,6 +245,13 @@ mod tests {
     fn l4_a_queue_grants_in_the_order_of_arrival() {
         assert_eq!(verdict(&format!("{QUEUE}{}", in_turn(('b', 2), ('c', 3)))), None);
         assert_eq!(verdict(&format!("{QUEUE}{}", in_turn(('c', 3), ('b', 2)))), Some(Invariant::L4));
+    }
+
+    #[test]
+    fn l4_whoever_gave_it_back_unheard_takes_another_place() {
+        let again = "30 - grants 2 2\n31 - takes-back 2 2\n40 - grants 3 3\n41 c holds 3 3\n42 c releasing 3\n43 - takes-back 3 3
+            44 c released 3\n50 - grants 2 4\n51 b holds 2 4";
+        assert_eq!(verdict(&format!("{QUEUE}{again}")), None);
     }
 
     #[test]
