@@ -32,7 +32,7 @@ mkdir -p "$(dirname "$log")"
 
 # Each campaign with so many schedules as it runs in about a minute on two cores.
 campaigns=(
-    "the_machines_keep_their_promises 1000000"
+    "the_machines_keep_their_promises 250000"
     "the_locker_keeps_its_promises 50000"
     "consuls_client_keeps_its_promises 5000"
 )
@@ -68,6 +68,7 @@ while [ $SECONDS -lt $end ]; do
     simulated=$((SECONDS + storm))
     while [ $SECONDS -lt $simulated ] && [ $SECONDS -lt $end ]; do
         for campaign in "${campaigns[@]}"; do
+            [ $SECONDS -lt $end ] || break
             read -r name schedules <<<"$campaign"
             attempt "$name, seeds $seed to $((seed + schedules))" \
                 env DLOCK_SIM_SEEDS="$seed..$((seed + schedules))" \
