@@ -122,10 +122,12 @@ async fn a_wait_that_shares_reads_is_no_hot_loop() {
 #[tokio::test]
 async fn a_lost_reply_to_a_contended_release_is_not_told_as_lost_before() {
     let bench = bench(LONG).await;
-    let other = at(&bench.agent.address().to_string(), LONG);
+    let proxy = FaultProxy::start(bench.agent.address()).await.unwrap();
+    let other = at(&proxy.address().to_string(), LONG);
     let guard = bench.locker.lock("k").await.unwrap();
     let waiter = tokio::spawn(other.lock("k").into_future());
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let waits = Matching::any().method("GET").path("/v1/kv/k?index=");
+    within(Duration::from_secs(5), "the other waits", async || proxy.count(&waits) > 0).await;
     guard.check().unwrap();
     bench.proxy.next(txns().body("\"unlock\""), Fault::DropResponse);
     let outcome = guard.release().await;
