@@ -1,7 +1,8 @@
 //! Locks on a real three-server Consul, while servers, workers and the network between them fail.
 //!
-//! `DLOCK_LIVE_SECONDS` says for how long, 60 by default; `DLOCK_LIVE_SEED` draws the same faults again; `DLOCK_LIVE_LOG` makes workers log,
-//! as in `dlock=debug`. Histories and logs go to `target/dlock-sim/live`.
+//! `DLOCK_LIVE_SECONDS` says for how long, 60 by default; `DLOCK_LIVE_SEED` draws the same faults again; `DLOCK_LIVE_LOG`
+//! replaces the filter of the workers' logs; without `dlock_consul=trace` in it the run is void, since secrets are looked for there.
+//! Histories and logs go to `target/dlock-sim/live`.
 #![allow(missing_docs)]
 
 use std::path::Path;

@@ -16,6 +16,10 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_held_for_long_is_not_given_away_by_a_shutdown() {
     for (memory, ours) in stores() {
@@ -189,7 +193,7 @@ async fn a_lost_term_is_given_up_before_the_next_campaign() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_try_whose_grant_came_too_late_tries_again() {
+async fn a_try_that_is_granted_as_shutdown_begins_is_told_of_it() {
     for (memory, locker) in stores() {
         let control = memory.control();
         locker.ready(secs(1)).await.unwrap();
@@ -260,10 +264,6 @@ fn a_shutdown_notices_that_nobody_drives_a_keeper() {
         assert!(report.is_clean(), "{report:?}");
     });
     assert_eq!((memory.control().claims(), memory.control().sessions()), (vec![], vec![]));
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -184,7 +184,8 @@ impl Outcome {
         failures.extend(self.told_secrets.iter().map(|line| format!("a secret is told in {line}")));
         if self.logged == 0 {
             failures.push(
-                "void: the workers logged nothing of what they sent; secrets are looked for in DLOCK_LIVE_LOG=trace".to_owned(),
+                "void: the workers logged nothing of what they sent; leave DLOCK_LIVE_LOG unset, or let it hold dlock_consul=trace"
+                    .to_owned(),
             );
         }
         if self.per_second() < Self::LEAST_PER_SECOND {

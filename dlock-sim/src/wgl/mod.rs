@@ -50,7 +50,7 @@ pub enum Does {
     Release {
         /// Which.
         op: Op,
-        /// Its session had lapsed before the release arrived, which is answered so all the same: it was held when that was asked for.
+        /// Its grant had ended otherwise before the release arrived, which is answered so all the same: it was held when that was asked for.
         lapsed: bool,
     },
     /// A release finds that the acquisition has nothing.

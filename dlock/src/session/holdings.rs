@@ -13,7 +13,6 @@ use crate::grant::{Grant, HoldLimits};
 pub(crate) struct Owed {
     pub(crate) claim: Arc<Claim>,
     /// Keeps the gate closed until the release is answered.
-    #[allow(dead_code)] // held for its drop
     pub(crate) pass: Option<Pass>,
     /// A request of the claim that is still under way; it is heard out first.
     pub(crate) under_way: Option<BoxFuture<'static, ()>>,

@@ -23,7 +23,7 @@ pub(super) struct Acquiring {
     pub(super) call: Option<CallId>,
     pub(super) waiting: Option<Cursor>,
     pub(super) seat: Option<Seat>,
-    /// A planted bug took an answer for proof that nothing is owed.
+    /// A bug of the model took an answer for proof that nothing is owed.
     forgot: bool,
     /// The answer to the claim under way accounts for every copy of it.
     fences: bool,
