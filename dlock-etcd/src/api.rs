@@ -1,0 +1,290 @@
+//! The requests that are sent to etcd, each once: with a limit, over the connection that works, and elsewhere if it was surely not applied.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use dlock_core::{BackendError, ErrorKind};
+use etcd_client::{
+    Error, GetOptions, GetResponse, LeaseGrantOptions, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse,
+    ResponseHeader, SortOrder, SortTarget, Txn, TxnOpResponse, TxnResponse,
+};
+use tokio::time::timeout;
+
+use crate::classify::{Asked, Failure, failure, not_connected, silent};
+use crate::endpoints::{Connected, Endpoints};
+use crate::wire::{Entry, Lease};
+
+/// etcd, as this backend speaks to it.
+#[derive(Debug)]
+pub(crate) struct Api {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) attempt: Duration,
+    /// The cluster that answered first. Tokens of another say nothing, and locks there exclude nobody here.
+    cluster: OnceLock<u64>,
+}
+
+/// An answer that is no failure of the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The lease is not known, so nothing was done.
+    LeaseGone,
+    /// The revision is not kept any more.
+    Compacted,
+}
+
+/// What a transaction brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    /// Whether all its conditions were met.
+    pub(crate) succeeded: bool,
+    /// The revision at which it was answered.
+    pub(crate) revision: i64,
+    results: std::vec::IntoIter<Found>,
+}
+
+/// What one operation of a transaction brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// The entries that were read.
+    pub(crate) entries: Vec<Entry>,
+    /// How many keys were in the range or were deleted, whatever was shown of them.
+    pub(crate) count: i64,
+    /// Whether not all were shown that were asked for.
+    pub(crate) more: bool,
+}
+
+impl Reply {
+    /// The result of the next operation.
+    pub(crate) fn next(&mut self) -> Found {
+        self.results.next().unwrap_or_default()
+    }
+
+    /// The results of all operations that are left.
+    pub(crate) fn rest(self) -> impl Iterator<Item = Found> {
+        self.results
+    }
+}
+
+/// A read of a range, outside of a transaction.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) found: Found,
+    pub(crate) revision: i64,
+}
+
+/// What stands at the head of an answer.
+pub(crate) trait Headed {
+    fn header(&self) -> Option<&ResponseHeader>;
+}
+
+macro_rules! headed {
+    ($($answer:ty),+) => { $(impl Headed for $answer {
+        fn header(&self) -> Option<&ResponseHeader> {
+            self.header()
+        }
+    })+ };
+}
+
+headed!(GetResponse, TxnResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse);
+
+/// So many keys are read at once.
+pub(crate) const PAGE: i64 = 512;
+
+impl Api {
+    pub(crate) fn new(endpoints: Endpoints, attempt: Duration) -> Self {
+        Self { endpoints, attempt, cluster: OnceLock::new() }
+    }
+
+    /// The cluster, once it has answered.
+    pub(crate) fn cluster(&self) -> Option<u64> {
+        self.cluster.get().copied()
+    }
+
+    pub(crate) async fn txn(&self, asked: Asked<'_>, txn: Txn) -> Result<Result<Reply, Refusal>, BackendError> {
+        let ask = |connected: Arc<Connected>| {
+            let txn = txn.clone();
+            async move { connected.kv().txn(txn).await }
+        };
+        Ok(self.call(asked, ask).await?.map(|answer| {
+            let revision = revision(answer.header());
+            let results: Vec<Found> = answer.op_responses().into_iter().map(found).collect();
+            Reply { succeeded: answer.succeeded(), revision, results: results.into_iter() }
+        }))
+    }
+
+    /// One page of a range, linearizable.
+    pub(crate) async fn page(
+        &self,
+        asked: Asked<'_>,
+        start: &[u8],
+        options: GetOptions,
+    ) -> Result<Result<Page, Refusal>, BackendError> {
+        let ask = |connected: Arc<Connected>| {
+            let (start, options) = (start.to_vec(), options.clone());
+            async move { connected.kv().get(start, Some(options)).await }
+        };
+        Ok(self.call(asked, ask).await?.map(|answer| Page { revision: revision(answer.header()), found: entries(&answer) }))
+    }
+
+    /// Grants a lease of this id; for how long.
+    pub(crate) async fn grant(&self, lease: Lease, ttl: Duration) -> Result<Duration, BackendError> {
+        let asked = Asked { what: "opening a session", writes: true, keys: None };
+        // Leases live for whole seconds: less than was asked for would be lost too soon.
+        let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
+        let ask = |connected: Arc<Connected>| async move {
+            let options = LeaseGrantOptions::new().with_id(lease.0);
+            connected.lease().grant(seconds, Some(options)).await
+        };
+        let granted = self.call(asked, ask).await?.map_err(|refusal| unexpected(asked, refusal))?;
+        if granted.ttl() <= 0 || granted.id() != lease.0 {
+            return Err(BackendError::new(ErrorKind::Invalid, "opening a session: etcd granted another lease than was asked for"));
+        }
+        Ok(Duration::from_secs(granted.ttl().unsigned_abs()))
+    }
+
+    /// Renews a lease on a stream of its own; `false` when it is not known. With `asks_ttl` its whole ttl is asked for too.
+    pub(crate) async fn keep_alive(&self, lease: Lease, asks_ttl: bool) -> Result<Option<Option<Duration>>, BackendError> {
+        let asked = Asked { what: "renewing the session", writes: false, keys: None };
+        let ask = |connected: Arc<Connected>| async move {
+            let (mut keeper, mut answers) = connected.lease().keep_alive(lease.0).await?;
+            if !asks_ttl {
+                return Ok(Renewed(None));
+            }
+            // The first answer is not shown by the client.
+            keeper.keep_alive().await?;
+            match answers.message().await? {
+                Some(answer) if answer.ttl() > 0 => Ok(Renewed(Some(answer.ttl()))),
+                _ => Err(Error::LeaseKeepAliveError("lease not found".to_owned())),
+            }
+        };
+        match self.call(asked, ask).await? {
+            Ok(Renewed(ttl)) => Ok(Some(ttl.map(|seconds| Duration::from_secs(seconds.unsigned_abs())))),
+            Err(Refusal::LeaseGone) => Ok(None),
+            Err(refusal) => Err(unexpected(asked, refusal)),
+        }
+    }
+
+    /// Revokes a lease; one that is not known too.
+    pub(crate) async fn revoke(&self, lease: Lease) -> Result<(), BackendError> {
+        let asked = Asked { what: "closing the session", writes: true, keys: None };
+        let ask = |connected: Arc<Connected>| async move { connected.lease().revoke(lease.0).await };
+        match self.call(asked, ask).await? {
+            Ok(_) | Err(Refusal::LeaseGone) => Ok(()),
+            Err(refusal) => Err(unexpected(asked, refusal)),
+        }
+    }
+
+    /// Whether a lease is known.
+    pub(crate) async fn is_alive(&self, lease: Lease) -> Result<bool, BackendError> {
+        let asked = Asked { what: "looking after the session", writes: false, keys: None };
+        let ask = |connected: Arc<Connected>| async move { connected.lease().time_to_live(lease.0, None).await };
+        match self.call(asked, ask).await? {
+            Ok(answer) => Ok(answer.ttl() >= 0),
+            Err(Refusal::LeaseGone) => Ok(false),
+            Err(refusal) => Err(unexpected(asked, refusal)),
+        }
+    }
+
+    /// Asks once, or once at each endpoint as long as nothing was applied.
+    pub(crate) async fn call<T, F, Fut>(&self, asked: Asked<'_>, ask: F) -> Result<Result<T, Refusal>, BackendError>
+    where
+        T: Headed,
+        F: Fn(Arc<Connected>) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let (mut elsewhere, mut authenticated) = (self.endpoints.len(), false);
+        loop {
+            elsewhere -= 1;
+            let connected = match self.endpoints.connect().await {
+                Ok(connected) => connected,
+                Err(error) => match not_connected(asked, error) {
+                    Failure::Elsewhere(_) if elsewhere > 0 => continue,
+                    Failure::Elsewhere(error) | Failure::Token(error) | Failure::Told { error, .. } => return Err(error),
+                    Failure::LeaseGone | Failure::Compacted => return Err(silent(asked)),
+                },
+            };
+            let mut attempt = self.endpoints.watch_over(&connected);
+            let answer = timeout(self.attempt, ask(Arc::clone(&connected))).await;
+            attempt.answered();
+            let error = match answer {
+                Ok(Ok(answer)) => return self.of_our_cluster(asked, &connected, answer).map(Ok),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    self.endpoints.suspect(&connected);
+                    return Err(silent(asked));
+                }
+            };
+            match failure(asked, error) {
+                Failure::LeaseGone => return Ok(Err(Refusal::LeaseGone)),
+                Failure::Compacted => return Ok(Err(Refusal::Compacted)),
+                Failure::Told { error, sound } => {
+                    if !sound {
+                        self.endpoints.suspect(&connected);
+                    }
+                    return Err(error);
+                }
+                Failure::Elsewhere(error) => {
+                    self.endpoints.suspect(&connected);
+                    if elsewhere == 0 {
+                        return Err(error);
+                    }
+                }
+                Failure::Token(error) => {
+                    let renewed = timeout(self.attempt, connected.authenticate());
+                    if authenticated || !matches!(renewed.await, Ok(Ok(()))) {
+                        return Err(error);
+                    }
+                    authenticated = true;
+                    elsewhere += 1;
+                }
+            }
+        }
+    }
+
+    fn of_our_cluster<T: Headed>(&self, asked: Asked<'_>, connected: &Arc<Connected>, answer: T) -> Result<T, BackendError> {
+        let Some(header) = answer.header() else { return Ok(answer) };
+        if *self.cluster.get_or_init(|| header.cluster_id()) == header.cluster_id() {
+            return Ok(answer);
+        }
+        self.endpoints.suspect(connected);
+        let message = format!("{}: the endpoints belong to different clusters; name those of one only", asked.what);
+        Err(BackendError::new(ErrorKind::Conflict, message))
+    }
+}
+
+/// A renewal that was answered, with the ttl where it was asked for. Its head is not shown by the client.
+struct Renewed(Option<i64>);
+
+impl Headed for Renewed {
+    fn header(&self) -> Option<&ResponseHeader> {
+        None
+    }
+}
+
+/// Reads a range in the order of creation.
+pub(crate) fn by_creation(end: &[u8], order: SortOrder, limit: i64) -> GetOptions {
+    GetOptions::new().with_range(end).with_sort(SortTarget::Create, order).with_limit(limit)
+}
+
+fn revision(header: Option<&ResponseHeader>) -> i64 {
+    header.map_or(0, ResponseHeader::revision)
+}
+
+fn found(answer: TxnOpResponse) -> Found {
+    match answer {
+        TxnOpResponse::Get(answer) => entries(&answer),
+        TxnOpResponse::Delete(answer) => Found { count: answer.deleted(), ..Found::default() },
+        TxnOpResponse::Put(_) | TxnOpResponse::Txn(_) => Found::default(),
+    }
+}
+
+fn entries(answer: &GetResponse) -> Found {
+    Found { entries: answer.kvs().iter().map(Entry::from).collect(), count: answer.count(), more: answer.more() }
+}
+
+/// An answer that this request cannot have.
+pub(crate) fn unexpected(asked: Asked<'_>, refusal: Refusal) -> BackendError {
+    let kind = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Transient };
+    BackendError::new(kind, format!("{}: unexpected answer {refusal:?}", asked.what))
+}

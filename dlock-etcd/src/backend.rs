@@ -1,0 +1,422 @@
+//! etcd as a store of locks.
+//!
+//! A claim is an entry of its own in the line of its key: made under the session's lease, in the order of etcd's revisions, and held once
+//! nobody is ahead of it. The revision at which it was made is the token. An entry is named after its claim, so that asking again finds it,
+//! and a release that arrives late finds nothing. A claim that may still be under way when it is released leaves a tombstone behind, under
+//! the same lease, without whose absence it has no effect.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dlock_core::{
+    BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint,
+    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Place, Release, Renewal, Session, SessionId,
+    SessionRequest, Standing, Woken,
+};
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
+
+use crate::api::{Api, PAGE, Refusal, by_creation, unexpected};
+use crate::classify::Asked;
+use crate::config::{ConfigError, EtcdOptions};
+use crate::dialer::Dialer;
+use crate::endpoints::Endpoints;
+use crate::line::{Ours, Shared, cursor};
+use crate::notes::Notes;
+use crate::watch::{Change, Watched};
+use crate::wire::{Entry, Layout, Lease, json};
+
+/// A store of locks on etcd; cheap to clone, clones share connections and knowledge.
+#[derive(Clone, Debug)]
+pub struct Etcd {
+    shared: Arc<Shared>,
+}
+
+/// The largest published metadata. Whoever enters a line makes etcd read the values of all who stand in it.
+const METADATA_BYTES: usize = 16 * 1024;
+/// How many held keys are watched, each by a stream of its own.
+const WATCHED_CLAIMS: usize = 256;
+/// How many keys are looked after in one transaction, of which etcd takes 128 operations.
+const BATCH: usize = 64;
+/// How often a session that holds nothing is looked after while somebody watches it.
+const PACE: Duration = Duration::from_secs(1);
+
+impl Etcd {
+    /// A backend with these options; sends nothing. Connections are made by the first call, and belong to the runtime that it runs on.
+    #[allow(clippy::needless_pass_by_value)] // options are given away, as to every backend
+    pub fn new(options: EtcdOptions) -> Result<Self, ConfigError> {
+        Self::on(&options, None, ClockSource::Boot)
+    }
+
+    /// A backend whose connections are made in another way, for tests against a simulated network in virtual time.
+    ///
+    /// Deadlines live on the runtime's clock, so that a test can pause it: not for production, where they must count the time for which
+    /// the machine sleeps.
+    pub fn with_dialer(options: &EtcdOptions, dialer: Arc<dyn Dialer>) -> Result<Self, ConfigError> {
+        Self::on(options, Some(dialer), ClockSource::Runtime)
+    }
+
+    fn on(options: &EtcdOptions, dialer: Option<Arc<dyn Dialer>>, clock: ClockSource) -> Result<Self, ConfigError> {
+        let mut capabilities = Capabilities::minimal(clock, options.ttl);
+        capabilities.lapses_within_ttls = 2;
+        capabilities.order = Order::Fifo;
+        capabilities.claims_per_key = ClaimsPerKey::Many;
+        capabilities.session_ids = ChosenBy::Client;
+        capabilities.limits = Limits { metadata_bytes: METADATA_BYTES, ..Limits::default() };
+        capabilities.fences = true;
+        capabilities.audits = true;
+        capabilities.watched_claims = Some(WATCHED_CLAIMS);
+        capabilities.amends = true;
+        capabilities.lists = true;
+        capabilities.tells_changes = true;
+        capabilities.evicts = true;
+        let api = Api::new(Endpoints::new(options, dialer)?, options.attempt);
+        let layout = Layout { namespace: options.namespace.clone() };
+        Ok(Self { shared: Arc::new(Shared { api, layout, capabilities, notes: Mutex::new(Notes::default()) }) })
+    }
+
+    /// A backend configured by the environment, see [`EtcdOptions::from_env`].
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::new(EtcdOptions::from_env()?)
+    }
+
+    /// A backend at a URL, see [`EtcdOptions::from_url`].
+    pub fn from_url(url: &str) -> Result<Self, ConfigError> {
+        Self::new(EtcdOptions::from_url(url)?)
+    }
+
+    /// The id of the cluster that tokens come from, once it has answered. Tokens of another cluster, and of one that was restored from a
+    /// snapshot without raising its revisions, cannot be compared with these.
+    pub fn cluster_id(&self) -> Option<u64> {
+        self.shared.api.cluster()
+    }
+}
+
+fn check(claim: &Claim) -> Result<(), BackendError> {
+    if claim.mode != Mode::Exclusive {
+        return Err(BackendError::unsupported("claim in a mode other than exclusive"));
+    }
+    fits(&claim.published())
+}
+
+fn fits(published: &Metadata) -> Result<(), BackendError> {
+    let bytes = json(published).len();
+    if bytes > METADATA_BYTES {
+        let message = format!("the metadata takes {bytes} bytes as JSON, this backend accepts {METADATA_BYTES}");
+        return Err(BackendError::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl LockBackend for Etcd {
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    async fn open(&self, request: &SessionRequest) -> Result<Session, BackendError> {
+        let shared = &self.shared;
+        let range = shared.capabilities.ttl;
+        if !range.contains(request.ttl) {
+            let message = format!(
+                "opening a session: this etcd accepts a ttl from {:?} to {:?}, not {:?}",
+                range.min, range.max, request.ttl
+            );
+            return Err(BackendError::new(ErrorKind::Invalid, message));
+        }
+        let Some(lease) = Lease::drawn(&request.id) else {
+            return Err(BackendError::new(ErrorKind::Invalid, "opening a session: its id is no number that makes a lease"));
+        };
+        let ttl = shared.api.grant(lease, request.ttl).await?;
+        shared.notes().opened(lease, ttl);
+        Ok(Session { id: lease.session(), ttl })
+    }
+
+    async fn renew(&self, session: &SessionId) -> Result<Renewal, BackendError> {
+        let Some(lease) = Lease::of(session) else { return Ok(Renewal::Gone) };
+        let shared = &self.shared;
+        // What a lease is granted for never changes.
+        let known = shared.notes().ttl(lease);
+        let Some(asked) = shared.api.keep_alive(lease, known.is_none()).await? else {
+            shared.notes().drop_lease(lease);
+            return Ok(Renewal::Gone);
+        };
+        match known.or(asked) {
+            Some(ttl) => {
+                shared.notes().opened(lease, ttl);
+                Ok(Renewal::Renewed { ttl })
+            }
+            None => Err(BackendError::new(ErrorKind::Transient, "renewing the session: etcd did not say for how long")),
+        }
+    }
+
+    async fn audit(&self, session: &SessionId, claims: &[Granted]) -> Result<Vec<Interference>, BackendError> {
+        let (shared, lease) = (&self.shared, Lease::of(session));
+        let mut found = Vec::new();
+        for batch in claims.chunks(BATCH) {
+            let asked = shared.asked("looking after held keys", false, &batch[0].claim.key);
+            let read = |granted: &Granted| {
+                let entry = shared.layout.entry(lease.unwrap_or(Lease(0)), &granted.claim);
+                TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))
+            };
+            let operations: Vec<_> = batch.iter().map(read).collect();
+            let reply = shared.api.txn(asked, Txn::new().and_then(operations)).await?.map_err(|gone| unexpected(asked, gone))?;
+            for (granted, result) in batch.iter().zip(reply.rest()) {
+                let cause = match result.entries.first() {
+                    Some(entry) if entry.token() == Some(granted.token) && Some(Lease(entry.lease)) == lease => continue,
+                    Some(_) => Cause::TakenOver,
+                    None => Cause::KeyDeleted,
+                };
+                found.push(Interference { claim: granted.claim.id, cause });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn close(&self, session: &SessionId) -> Result<(), BackendError> {
+        let Some(lease) = Lease::of(session) else { return Ok(()) };
+        self.shared.api.revoke(lease).await?;
+        self.shared.notes().drop_lease(lease);
+        Ok(())
+    }
+
+    async fn claim(&self, session: &SessionId, claim: &Claim, place: Place) -> Result<Standing, BackendError> {
+        check(claim)?;
+        let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
+        let (shared, ours) = (&self.shared, Ours { lease, claim });
+        let standing = shared.enter(ours, place).await;
+        match &standing {
+            Ok(Standing::Busy { .. }) => shared.notes().left_nothing(claim.id),
+            // What is refused leaves nothing.
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                if let Err(left) = shared.withdraw(ours).await {
+                    return Err(BackendError::new(ErrorKind::Ambiguous, left.message().to_owned()).caused_by(left));
+                }
+            }
+            _ => {}
+        }
+        standing
+    }
+
+    async fn wait(&self, _: &SessionId, claim: &Claim, since: Cursor) -> Result<Woken, BackendError> {
+        let shared = &self.shared;
+        let place = shared.notes().claim(claim.id).and_then(|note| Some((note.lease, note.ahead.clone()?)));
+        // Asking anew finds out what we do not know.
+        let Some((lease, ahead)) = place else { return Ok(Woken { cursor: since, hint: Hint::MaybeFree }) };
+        let own = shared.layout.entry(lease, claim);
+        let asked = shared.asked("waiting for the key", false, &claim.key);
+        let watched = [&ahead, &own].map(|key| Watched { key: key.clone(), end: None, deletions: true });
+        let Ok(mut watching) = shared.api.watch(asked, &watched, next(since)).await? else {
+            return Ok(Woken { cursor: since, hint: Hint::MaybeFree });
+        };
+        match shared.api.news(asked, &mut watching).await? {
+            Ok(changes) => {
+                let hint = if changes.iter().any(|change| change.key == own) { Hint::ClaimGone } else { Hint::MaybeFree };
+                Ok(Woken { cursor: latest(since, &changes), hint })
+            }
+            // What happened since is not kept any more: looking again tells where the claim stands.
+            Err(_) => Ok(Woken { cursor: since, hint: Hint::MaybeFree }),
+        }
+    }
+
+    async fn confirm(&self, session: &SessionId, claim: &Claim, _: Cursor) -> Result<Standing, BackendError> {
+        let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
+        let created = self.shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
+        self.shared.stand(Ours { lease, claim }, created).await
+    }
+
+    async fn release(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
+        let Some(lease) = Lease::of(session) else { return Ok(Release::NotHeld) };
+        self.shared.withdraw(Ours { lease, claim }).await
+    }
+
+    async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {
+        let line = self.shared.layout.line(key);
+        let asked = self.shared.asked("looking at the key", false, key);
+        let in_line = self.read_all(asked, &line.start, &line.end, SortOrder::Ascend).await?;
+        let mut in_line = in_line.iter().filter(|entry| entry.is_in(&line.start)).map(Entry::holder);
+        let mut inspection = Inspection::default();
+        inspection.holders.extend(in_line.next());
+        inspection.waiters = Some(in_line.collect());
+        Ok(inspection)
+    }
+
+    async fn disturbed(
+        &self,
+        session: &SessionId,
+        granted: Option<&Granted>,
+        since: Option<Cursor>,
+    ) -> Result<Cursor, BackendError> {
+        let since = since.unwrap_or_default();
+        let Some(lease) = Lease::of(session) else { return Ok(since) };
+        match granted {
+            Some(granted) => self.claim_disturbed(lease, granted, since).await,
+            None => self.session_disturbed(lease, since).await,
+        }
+    }
+
+    async fn amend(&self, session: &SessionId, claim: &Claim, metadata: &Metadata) -> Result<bool, BackendError> {
+        let mut amended = claim.clone();
+        amended.metadata = Some(Arc::new(metadata.clone()));
+        let published = amended.published();
+        fits(&published)?;
+        let Some(lease) = Lease::of(session) else { return Ok(false) };
+        let (shared, ours) = (&self.shared, Ours { lease, claim });
+        let known = shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
+        let Standing::Held { token } = shared.stand(ours, known).await? else { return Ok(false) };
+        let asked = shared.asked("changing the metadata", true, &claim.key);
+        let entry = shared.layout.entry(lease, claim);
+        // Whoever is first in line stays first for as long as the entry is the same.
+        let held = Compare::create_revision(entry.as_slice(), CompareOp::Equal, token.get().cast_signed());
+        // A put without the lease would detach the entry from it.
+        let put = TxnOp::put(entry, json(&published), Some(PutOptions::new().with_lease(lease.0)));
+        match shared.api.txn(asked, Txn::new().when([held]).and_then([put])).await? {
+            Ok(reply) => Ok(reply.succeeded),
+            Err(Refusal::LeaseGone) => Ok(false),
+            Err(refusal) => Err(unexpected(asked, refusal)),
+        }
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(Key, Holder)>, BackendError> {
+        let shared = &self.shared;
+        let range = shared.layout.under(prefix);
+        let asked = Asked { what: "listing the held keys", writes: false, keys: Some((&shared.layout.namespace, prefix)) };
+        let mut first: BTreeMap<Key, Entry> = BTreeMap::new();
+        for entry in self.read_all(asked, &range.start, &range.end, SortOrder::Ascend).await? {
+            if let Some(key) = shared.layout.lock_of(&entry).filter(|key| key.as_str().starts_with(prefix)) {
+                first.entry(key).or_insert(entry);
+            }
+        }
+        Ok(first.into_iter().map(|(key, entry)| (key, entry.holder())).collect())
+    }
+
+    async fn changed(&self, key: &Key, since: Option<Cursor>) -> Result<Cursor, BackendError> {
+        let shared = &self.shared;
+        let line = shared.layout.line(key);
+        let asked = shared.asked("watching the key", false, key);
+        let Some(mut since) = since else { return self.now(asked, &line.start).await };
+        let watched = [Watched { key: line.start.clone(), end: Some(line.end), deletions: false }];
+        let Ok(mut watching) = shared.api.watch(asked, &watched, next(since)).await? else {
+            return self.now(asked, &line.start).await;
+        };
+        loop {
+            let Ok(changes) = shared.api.news(asked, &mut watching).await? else { return self.now(asked, &line.start).await };
+            since = latest(since, &changes);
+            let is_in =
+                |change: &Change| change.key.strip_prefix(line.start.as_slice()).is_some_and(|place| !place.contains(&b'/'));
+            if changes.iter().any(is_in) {
+                return Ok(since);
+            }
+        }
+    }
+
+    async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
+        let shared = &self.shared;
+        let line = shared.layout.line(key);
+        let reading = shared.asked("looking at the key", false, key);
+        let in_line = self.read_all(reading, &line.start, &line.end, SortOrder::Ascend).await?;
+        let holder = in_line.into_iter().find(|entry| entry.is_in(&line.start));
+        let Some(holder) = holder.filter(|holder| holder.token() == Some(token)) else { return Ok(false) };
+        let asked = shared.asked("releasing by force", true, key);
+        let same = Compare::create_revision(holder.key.as_slice(), CompareOp::Equal, holder.created);
+        let txn = Txn::new().when([same]).and_then([TxnOp::delete(holder.key, None)]);
+        Ok(shared.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?.succeeded)
+    }
+}
+
+impl Etcd {
+    /// A whole range in the order of creation, page by page as of one revision.
+    async fn read_all(&self, asked: Asked<'_>, start: &[u8], end: &[u8], order: SortOrder) -> Result<Vec<Entry>, BackendError> {
+        let (mut all, mut revision) = (Vec::<Entry>::new(), 0);
+        loop {
+            let mut options = by_creation(end, order, PAGE).with_revision(revision);
+            if let Some(last) = all.last() {
+                options = options.with_min_create_revision(last.created + 1);
+            }
+            let Ok(page) = self.shared.api.page(asked, start, options).await? else {
+                let message = format!("{}: etcd forgot what was being read (compaction)", asked.what);
+                return Err(BackendError::new(ErrorKind::Transient, message));
+            };
+            let more = page.found.more;
+            all.extend(page.found.entries);
+            if !more {
+                return Ok(all);
+            }
+            revision = if revision == 0 { page.revision } else { revision };
+        }
+    }
+
+    /// The present revision, from a linearizable read.
+    async fn now(&self, asked: Asked<'_>, key: &[u8]) -> Result<Cursor, BackendError> {
+        let options = GetOptions::new().with_count_only();
+        let page = self.shared.api.page(asked, key, options).await?.map_err(|refusal| unexpected(asked, refusal))?;
+        Ok(cursor(page.revision))
+    }
+
+    /// Returns when the entry is gone, was made anew, or hangs on another lease.
+    async fn claim_disturbed(&self, lease: Lease, granted: &Granted, since: Cursor) -> Result<Cursor, BackendError> {
+        let shared = &self.shared;
+        let asked = shared.asked("watching the held key", false, &granted.claim.key);
+        let entry = shared.layout.entry(lease, &granted.claim);
+        let ours = |seen: &Entry| seen.token() == Some(granted.token) && seen.lease == lease.0;
+        let mut since = Cursor(since.0.max(granted.token.get()));
+        let watched = [Watched { key: entry.clone(), end: None, deletions: false }];
+        loop {
+            if let Ok(mut watching) = shared.api.watch(asked, &watched, next(since)).await? {
+                while let Ok(changes) = shared.api.news(asked, &mut watching).await? {
+                    since = latest(since, &changes);
+                    if changes.iter().any(|change| !change.entry.as_ref().is_some_and(ours)) {
+                        return Ok(since);
+                    }
+                }
+            }
+            // What happened so long ago is not kept any more: look, and watch from now on.
+            let look = shared.api.page(asked, &entry, GetOptions::new().with_keys_only()).await?;
+            let look = look.map_err(|refusal| unexpected(asked, refusal))?;
+            since = cursor(look.revision);
+            if !look.found.entries.first().is_some_and(ours) {
+                return Ok(since);
+            }
+        }
+    }
+
+    /// Returns when the lease may be gone. etcd tells nobody of a lease; the keys on it tell.
+    async fn session_disturbed(&self, lease: Lease, since: Cursor) -> Result<Cursor, BackendError> {
+        let shared = &self.shared;
+        let asked = Asked { what: "watching the session", writes: false, keys: None };
+        loop {
+            let Some((entry, created)) = shared.notes().held_by(lease) else {
+                if !shared.api.is_alive(lease).await? {
+                    return Ok(since);
+                }
+                tokio::time::sleep(PACE).await;
+                continue;
+            };
+            let watched = [Watched { key: entry.clone(), end: None, deletions: true }];
+            let from = Cursor(since.0.max(created.unsigned_abs()));
+            let changes = match shared.api.watch(asked, &watched, next(from)).await? {
+                Ok(mut watching) => shared.api.news(asked, &mut watching).await?,
+                // Nothing is kept of that time: from now on, then, and a look at what was.
+                Err(_) => match shared.api.watch(asked, &watched, 0).await? {
+                    Ok(mut watching) if shared.api.is_alive(lease).await? => shared.api.news(asked, &mut watching).await?,
+                    _ => return Ok(since),
+                },
+            };
+            let Ok(changes) = changes else { return Ok(since) };
+            // Our own release of it is no news of the session.
+            if shared.notes().is_held(lease, &entry) {
+                return Ok(latest(since, &changes));
+            }
+        }
+    }
+}
+
+/// The first revision after a cursor.
+fn next(since: Cursor) -> i64 {
+    since.0.cast_signed() + 1
+}
+
+fn latest(since: Cursor, changes: &[Change]) -> Cursor {
+    changes.iter().map(|change| cursor(change.revision)).fold(since, Cursor::max)
+}

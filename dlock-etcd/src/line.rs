@@ -1,0 +1,331 @@
+//! The line of one lock: how a claim gets its entry into it, and how the entry stands.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dlock_core::{BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, Key, Place, Release, Standing};
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
+
+use crate::api::{Api, Found, PAGE, Refusal, Reply, by_creation, unexpected};
+use crate::classify::Asked;
+use crate::notes::Notes;
+use crate::wire::{Entry, Layout, Lease, json};
+
+/// What all clones of a backend share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) api: Api,
+    pub(crate) layout: Layout,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) notes: Mutex<Notes>,
+}
+
+/// A claim of ours, and where it stands in etcd.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours<'a> {
+    pub(crate) lease: Lease,
+    pub(crate) claim: &'a Claim,
+}
+
+/// So much of the line is shown at once: those who wait for longer names may stand in between.
+const WINDOW: i64 = 8;
+
+/// Those ahead of an entry, as far as they were shown.
+struct Ahead {
+    /// Right before it.
+    nearest: Option<Entry>,
+    /// How many there are, where that is known.
+    count: Option<u32>,
+    first: Option<Entry>,
+}
+
+impl Shared {
+    pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a request about this key needs.
+    pub(crate) fn asked<'a>(&'a self, what: &'static str, writes: bool, key: &'a Key) -> Asked<'a> {
+        Asked { what, writes, keys: Some((&self.layout.namespace, key.as_str())) }
+    }
+
+    /// Puts the claim's entry into the line, or finds it there.
+    pub(crate) async fn enter(&self, ours: Ours<'_>, place: Place) -> Result<Standing, BackendError> {
+        match place {
+            Place::Queue => self.queue(ours).await,
+            Place::Try => self.attempt(ours).await,
+        }
+    }
+
+    async fn queue(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
+        let Ours { lease, claim } = ours;
+        let asked = self.asked("claiming the key", true, &claim.key);
+        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
+        let nearest = by_creation(&line.end, SortOrder::Descend, WINDOW).with_keys_only();
+        let first = by_creation(&line.end, SortOrder::Ascend, 1);
+        let then =
+            [put(ours, &entry), TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
+        let txn = Txn::new().when(self.fresh(ours, &entry)).and_then(then).or_else(self.found_already(ours, &entry));
+        let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+        if !reply.succeeded {
+            return self.already(ours, reply).await;
+        }
+        let created = reply.revision;
+        _ = reply.next();
+        let (mut nearest, first) = (reply.next(), reply.next());
+        // The line is seen with our own entry at its end.
+        nearest.entries.retain(|other| other.key != entry);
+        let ahead = self.ahead(&claim.key, nearest, first, Some(created)).await.map_err(placed)?;
+        self.stands(ours, created, reply.revision, ahead)
+    }
+
+    /// Takes the key if nobody is in line, and leaves nothing otherwise: a refused attempt writes nothing.
+    async fn attempt(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
+        let Ours { lease, claim } = ours;
+        let asked = self.asked("claiming the key", true, &claim.key);
+        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
+        let empty = Compare::create_revision(line.start.as_slice(), CompareOp::Equal, 0).with_range(line.end.as_slice());
+        let mut conditions = self.fresh(ours, &entry);
+        conditions.push(empty);
+        let first = by_creation(&line.end, SortOrder::Ascend, WINDOW);
+        let mut otherwise = self.found_already(ours, &entry);
+        otherwise.push(TxnOp::get(line.start.as_slice(), Some(first)));
+        let txn = Txn::new().when(conditions).and_then([put(ours, &entry)]).or_else(otherwise);
+        let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+        let revision = reply.revision;
+        if reply.succeeded {
+            return self.stands(ours, revision, revision, Ahead { nearest: None, count: None, first: None });
+        }
+        let (own, tombstone, line_now) = (reply.next(), reply.next(), reply.next());
+        if !own.entries.is_empty() || tombstone.count > 0 {
+            return self.known(ours, &own, &tombstone).await;
+        }
+        let mut head = line_now;
+        loop {
+            if let Some(first) = head.entries.iter().find(|other| other.is_in(&line.start)) {
+                no_conflict(&claim.key, first)?;
+                return Ok(Standing::Busy { holder: Some(first.holder()), cursor: cursor(revision) });
+            }
+            let Some(last) = head.entries.last().filter(|_| head.more) else { break };
+            let from = by_creation(&line.end, SortOrder::Ascend, PAGE).with_min_create_revision(last.created + 1).with_keys_only();
+            head = self
+                .api
+                .page(Asked { writes: false, ..asked }, &line.start, from)
+                .await?
+                .map_err(|gone| unexpected(asked, gone))?
+                .found;
+        }
+        // Only those of longer names stand under it, which no single condition can tell from a line of its own.
+        let standing = self.queue(ours).await?;
+        let Standing::Waiting { holder, cursor, .. } = standing else { return Ok(standing) };
+        self.withdraw(ours).await.map_err(placed)?;
+        Ok(Standing::Busy { holder, cursor })
+    }
+
+    /// How an entry that was made at this revision stands, from one linearizable read; of an unknown revision, from one more.
+    pub(crate) async fn stand(&self, ours: Ours<'_>, created: Option<i64>) -> Result<Standing, BackendError> {
+        let Ours { lease, claim } = ours;
+        let asked = self.asked("looking for the place in line", false, &claim.key);
+        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
+        let mut created = created;
+        // The entry changes its revision only if somebody deletes it and a copy of the claim makes it anew.
+        for _ in 0..3 {
+            let known = created.unwrap_or(0);
+            let before = |options: GetOptions| options.with_max_create_revision((known - 1).max(1));
+            let nearest = before(by_creation(&line.end, SortOrder::Descend, WINDOW)).with_keys_only();
+            let first = before(by_creation(&line.end, SortOrder::Ascend, 1));
+            let then = [TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
+            let otherwise = [TxnOp::get(entry.as_slice(), Some(GetOptions::new().with_keys_only()))];
+            let same = Compare::create_revision(entry.as_slice(), CompareOp::Equal, known);
+            // Zero is the revision of what is not there.
+            let txn =
+                if known > 0 { Txn::new().when([same]).and_then(then).or_else(otherwise) } else { Txn::new().and_then(otherwise) };
+            let mut reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
+            if known > 0 && reply.succeeded {
+                let (nearest, first) = (reply.next(), reply.next());
+                let ahead = self.ahead(&claim.key, nearest, first, None).await?;
+                return self.stands(ours, known, reply.revision, ahead);
+            }
+            match reply.next().entries.first() {
+                Some(entry) => created = Some(entry.created),
+                None if self.api.is_alive(lease).await? => return Ok(Standing::ClaimGone),
+                None => {
+                    self.notes().drop_lease(lease);
+                    return Ok(Standing::SessionGone);
+                }
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "looking for the place in line: the entry was replaced again and again"))
+    }
+
+    /// Takes the claim's entry out of the line, and keeps out what is still under way of it.
+    pub(crate) async fn withdraw(&self, ours: Ours<'_>) -> Result<Release, BackendError> {
+        let Ours { lease, claim } = ours;
+        let asked = self.asked("releasing the key", true, &claim.key);
+        let entry = self.layout.entry(lease, claim);
+        // The entry's name is this claim's alone, so that deleting it by name is deleting it and nothing else.
+        let mut operations = vec![TxnOp::delete(entry.as_slice(), None)];
+        let fenced = {
+            let mut notes = self.notes();
+            notes.releasing(claim.id);
+            notes.may_arrive(claim.id)
+        };
+        if fenced {
+            let tombstone = self.layout.tombstone(lease, claim);
+            operations.push(TxnOp::put(tombstone, "", Some(PutOptions::new().with_lease(lease.0))));
+        }
+        let mut reply = match self.api.txn(asked, Txn::new().and_then(operations)).await? {
+            Ok(reply) => reply,
+            // No copy of the claim can take effect without its lease. Its entry went with it, unless somebody put something over it.
+            Err(Refusal::LeaseGone) => {
+                let delete = Txn::new().and_then([TxnOp::delete(entry, None)]);
+                self.api.txn(asked, delete).await?.map_err(|refusal| unexpected(asked, refusal))?
+            }
+            Err(refusal) => return Err(unexpected(asked, refusal)),
+        };
+        self.notes().forget(claim.id);
+        Ok(if reply.next().count > 0 { Release::Released } else { Release::NotHeld })
+    }
+
+    /// The conditions under which a claim may make its entry: there is none, and it was not released.
+    fn fresh(&self, Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> Vec<Compare> {
+        let absent = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
+        vec![absent(entry.to_vec()), absent(self.layout.tombstone(lease, claim))]
+    }
+
+    /// What to read where those conditions are not met.
+    fn found_already(&self, Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> Vec<TxnOp> {
+        let tombstone = self.layout.tombstone(lease, claim);
+        vec![
+            TxnOp::get(entry, Some(GetOptions::new().with_keys_only())),
+            TxnOp::get(tombstone, Some(GetOptions::new().with_count_only())),
+        ]
+    }
+
+    async fn already(&self, ours: Ours<'_>, mut reply: Reply) -> Result<Standing, BackendError> {
+        let (own, tombstone) = (reply.next(), reply.next());
+        self.known(ours, &own, &tombstone).await
+    }
+
+    /// How a claim stands that was applied before.
+    async fn known(&self, ours: Ours<'_>, own: &Found, tombstone: &Found) -> Result<Standing, BackendError> {
+        match own.entries.first() {
+            Some(entry) if tombstone.count == 0 => self.stand(ours, Some(entry.created)).await.map_err(placed),
+            _ => Ok(Standing::ClaimGone),
+        }
+    }
+
+    /// Sends what may make the claim's entry, and keeps account of whether it was answered; `None` when the session is gone.
+    async fn send(&self, asked: Asked<'_>, ours: Ours<'_>, txn: Txn) -> Result<Option<Reply>, BackendError> {
+        let mut copy = Copy::sent(self, ours);
+        let answer = self.api.txn(asked, txn).await;
+        copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous);
+        drop(copy);
+        match answer? {
+            Ok(reply) => Ok(Some(reply)),
+            Err(Refusal::LeaseGone) => {
+                self.notes().drop_lease(ours.lease);
+                Ok(None)
+            }
+            Err(refusal) => Err(unexpected(asked, refusal)),
+        }
+    }
+
+    /// Who is ahead of an entry, by what was shown of the line; looks further where those of longer names hide it.
+    ///
+    /// `last` is the revision of an entry that is the last of all, whose line is as long as the range.
+    async fn ahead(&self, key: &Key, nearest: Found, first: Found, last: Option<i64>) -> Result<Ahead, BackendError> {
+        let line = self.layout.line(key);
+        let is_in = |entry: &&Entry| entry.is_in(&line.start);
+        let shown: Vec<&Entry> = nearest.entries.iter().filter(is_in).collect();
+        let first = first.entries.into_iter().find(|entry| entry.is_in(&line.start));
+        let count = match (nearest.more, last) {
+            (false, _) => Some(shown.len() as u32),
+            (true, Some(_)) if shown.len() == nearest.entries.len() => u32::try_from(nearest.count - 1).ok(),
+            (true, _) => None,
+        };
+        if let Some(foreign) = shown.iter().copied().chain(&first).find(|entry| entry.lease == 0) {
+            no_conflict(key, foreign)?;
+        }
+        if let Some(entry) = shown.first() {
+            return Ok(Ahead { nearest: Some((*entry).clone()), count, first });
+        }
+        let asked = self.asked("looking for the place in line", false, key);
+        let mut hiding = nearest;
+        while let Some(hidden) = hiding.entries.last().filter(|_| hiding.more) {
+            let before = by_creation(&line.end, SortOrder::Descend, PAGE)
+                .with_max_create_revision((hidden.created - 1).max(1))
+                .with_keys_only();
+            hiding = self.api.page(asked, &line.start, before).await?.map_err(|gone| unexpected(asked, gone))?.found;
+            if let Some(entry) = hiding.entries.iter().find(is_in) {
+                no_conflict(key, entry)?;
+                return Ok(Ahead { nearest: Some(entry.clone()), count: None, first });
+            }
+        }
+        Ok(Ahead { nearest: None, count: Some(0), first })
+    }
+
+    /// How an entry stands that has these ahead of it.
+    fn stands(&self, ours: Ours<'_>, created: i64, revision: i64, ahead: Ahead) -> Result<Standing, BackendError> {
+        let entry = self.layout.entry(ours.lease, ours.claim);
+        if let Some(nearest) = ahead.nearest {
+            self.notes().placed(ours.claim.id, created, Some(nearest.key));
+            let holder = ahead.first.map(|first| first.holder());
+            return Ok(Standing::Waiting { cursor: cursor(revision), ahead: ahead.count, holder });
+        }
+        let own = Entry { key: entry, lease: ours.lease.0, created, value: Vec::new() };
+        let Some(token) = own.token() else {
+            return Err(BackendError::new(ErrorKind::Ambiguous, "claiming the key: etcd answered without a revision"));
+        };
+        self.notes().granted(ours.claim.id, created, own.key);
+        Ok(Standing::Held { token })
+    }
+}
+
+/// A copy of a claim on its way; counts as never answered unless it is told otherwise.
+struct Copy<'a> {
+    shared: &'a Shared,
+    claim: ClaimId,
+    answered: bool,
+}
+
+impl<'a> Copy<'a> {
+    fn sent(shared: &'a Shared, Ours { lease, claim }: Ours<'_>) -> Self {
+        shared.notes().sent(lease, claim.id);
+        Self { shared, claim: claim.id, answered: false }
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        self.shared.notes().done(self.claim, self.answered);
+    }
+}
+
+fn put(Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> TxnOp {
+    TxnOp::put(entry, json(&claim.published()), Some(PutOptions::new().with_lease(lease.0)))
+}
+
+/// An entry without a lease never goes away by itself: it is no claim, and whoever put it there wants something else.
+fn no_conflict(key: &Key, entry: &Entry) -> Result<(), BackendError> {
+    if entry.lease != 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{key} holds something that is no lock: {:?} has no lease and never lapses; it was left alone",
+        String::from_utf8_lossy(&entry.key)
+    );
+    Err(BackendError::new(ErrorKind::Conflict, message))
+}
+
+/// An error after the claim got its entry: whatever it says of its own request, the claim has something.
+fn placed(error: BackendError) -> BackendError {
+    if error.kind() == ErrorKind::Conflict {
+        return error;
+    }
+    BackendError::new(ErrorKind::Ambiguous, error.message().to_owned()).caused_by(error)
+}
+
+/// Where a wait goes on.
+pub(crate) fn cursor(revision: i64) -> Cursor {
+    Cursor(revision.unsigned_abs())
+}
