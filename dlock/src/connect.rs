@@ -17,9 +17,11 @@ use crate::options::InvalidOptions;
 /// | `consul://host:port` | a Consul agent over HTTP | `consul` |
 /// | `consul+https://host:port` | a Consul agent over HTTPS | `consul` |
 /// | `consul+unix:///path` | a Consul agent on a unix socket | `consul` |
+/// | `etcd://host1:port,host2:port` | the members of an etcd cluster | `etcd` |
+/// | `etcds://host1:port,host2:port` | the members of an etcd cluster over TLS | `etcd` |
 /// | `memory://name` | a store in this process, shared by all who use the name | `memory` |
 ///
-/// A token for Consul comes from the environment, never from the URL. Takes at most five seconds. Free to drop.
+/// A token, or a user and password, come from the environment, never from the URL. Takes at most five seconds. Free to drop.
 pub async fn connect(url: &str) -> Result<Locker, ConnectError> {
     builder(url)?.connect().await
 }
@@ -39,6 +41,7 @@ pub fn backend(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
     };
     match scheme {
         "consul" | "consul+http" | "consul+https" | "consul+unix" => consul(url),
+        "etcd" | "etcds" => etcd(url),
         "memory" => memory(rest),
         _ => Err(ConnectError::UnknownScheme { scheme: scheme.to_owned() }),
     }
@@ -55,6 +58,19 @@ fn consul(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
 #[cfg(not(feature = "consul"))]
 fn consul(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
     Err(ConnectError::FeatureOff { feature: "consul" })
+}
+
+#[cfg(feature = "_etcd")]
+fn etcd(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    match dlock_etcd::Etcd::from_url(url) {
+        Ok(etcd) => Ok(Arc::new(etcd)),
+        Err(error) => Err(ConnectError::Backend { url: without_secrets(url), source: Box::new(error) }),
+    }
+}
+
+#[cfg(not(feature = "_etcd"))]
+fn etcd(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    Err(ConnectError::FeatureOff { feature: "etcd" })
 }
 
 #[cfg(feature = "memory")]
@@ -93,13 +109,13 @@ fn without_secrets(url: &str) -> String {
 #[non_exhaustive]
 pub enum ConnectError {
     /// The text is no URL.
-    #[error("{url:?} names no store; use for example \"consul://127.0.0.1:8500\" or \"memory://name\"")]
+    #[error("{url:?} names no store; use for example \"consul://127.0.0.1:8500\", \"etcd://127.0.0.1:2379\" or \"memory://name\"")]
     NoScheme {
         /// The refused text.
         url: String,
     },
     /// No backend goes by this scheme.
-    #[error("unknown scheme {scheme:?}; known are consul, consul+https, consul+unix and memory")]
+    #[error("unknown scheme {scheme:?}; known are consul, consul+https, consul+unix, etcd, etcds and memory")]
     UnknownScheme {
         /// The refused scheme.
         scheme: String,

@@ -49,7 +49,7 @@
 //!
 //! # The runtime
 //!
-//! Whatever is awaited here must be awaited inside a tokio runtime with time enabled, and I/O as well for Consul. Asking and dropping need none.
+//! Whatever is awaited here must be awaited inside a tokio runtime with time enabled, and I/O as well for Consul and etcd. Asking and dropping need none.
 //!
 //! # Choosing a store
 //!
@@ -59,7 +59,11 @@
 //! | feature | backend | URL |
 //! |---|---|---|
 //! | `consul` (default) | Consul, by the crate `dlock-consul` | `consul://host:port`, `consul+https://host:port`, `consul+unix:///path` |
+//! | `etcd` | etcd, by the crate `dlock-etcd`; TLS by aws-lc-rs, as with `consul` | `etcd://host1:port,host2:port`, `etcds://...` |
+//! | `etcd-tls-ring` | the same, TLS by ring | the same |
 //! | `memory` | a store in this process, by the crate `dlock-testkit` | `memory://name` |
+//!
+//! Building with `etcd` needs `protoc`, the protocol buffers compiler: `apt-get install protobuf-compiler` on Debian and Ubuntu.
 //!
 //! # What is logged
 //!
@@ -95,11 +99,13 @@ mod undo;
 
 pub use connect::{ConnectError, backend, builder, connect};
 #[cfg(feature = "consul")]
-pub use dlock_consul::{ConfigError, Consul, ConsulOptions};
+pub use dlock_consul::{ConfigError as ConsulConfigError, Consul, ConsulOptions};
 pub use dlock_core::{
     BackendError, Capabilities, ClaimId, ErrorKind, FencingToken, Holder, Inspection, InvalidKey, InvalidRetryPolicy, Key, Limits,
     LockBackend, Loss, Metadata, Published, ReservedName, RetryPolicy, SessionId, TtlRange,
 };
+#[cfg(feature = "_etcd")]
+pub use dlock_etcd::{ConfigError as EtcdConfigError, Etcd, EtcdOptions};
 #[cfg(feature = "memory")]
 pub use dlock_testkit::memory::Memory;
 pub use election::{Election, Leadership};
