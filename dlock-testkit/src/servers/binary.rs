@@ -45,7 +45,7 @@ fn find(named: Option<OsString>) -> Result<PathBuf, MissingBinary> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).join("target"), PathBuf::from);
     let unpacked = target.join("servers/consul/usr/bin");
-    let missing = MissingBinary::Nowhere { name: "consul", variable: VARIABLE, script: "./scripts/install-consul.sh" };
+    let missing = MissingBinary::Nowhere { name: "consul", variable: VARIABLE, script: "./scripts/install-servers.sh" };
     on_path.chain([unpacked]).map(|folder| folder.join("consul")).find(|path| path.is_file()).ok_or(missing)
 }
 
