@@ -22,7 +22,8 @@ if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || [ $# -ne 1 ]; then
 fi
 cd "$(dirname "$0")/.."
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later" >&2; exit 1; }
-./scripts/install-consul.sh
+./scripts/install-protoc.sh
+./scripts/install-servers.sh consul
 
 minutes=$1
 seed=${DLOCK_SOAK_SEED:-$(date +%s)}

@@ -10,5 +10,6 @@ if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
 fi
 cd "$(dirname "$0")/.."
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later" >&2; exit 1; }
-./scripts/install-consul.sh
+./scripts/install-protoc.sh
+./scripts/install-servers.sh
 exec cargo test --workspace --all-features "$@"

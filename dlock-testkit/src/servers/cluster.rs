@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::consul::{ConsulAgent, ConsulBuilder, PORT_CHOICES, Ports, StartError};
+use super::consul::{ConsulAgent, ConsulBuilder, Ports};
 use super::http::http;
+use super::start::{StartError, with_free_ports};
 
 /// Three or more servers that elect a leader among themselves.
 #[derive(Debug)]
@@ -14,13 +15,7 @@ pub struct ConsulCluster {
 impl ConsulCluster {
     /// Starts so many servers, and returns when all of them open sessions.
     pub async fn start(size: usize) -> Result<Self, StartError> {
-        for _ in 1..PORT_CHOICES {
-            match Self::attempt(size).await {
-                Err(error) if error.is_taken_port() => {}
-                started => return started,
-            }
-        }
-        Self::attempt(size).await
+        with_free_ports(|| Box::pin(Self::attempt(size))).await
     }
 
     async fn attempt(size: usize) -> Result<Self, StartError> {

@@ -1,17 +1,16 @@
 //! Real Consul agents.
 
-use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
-use super::binary::{self, MissingBinary};
+use super::binary;
 use super::http::http;
 use super::process::{Process, mortal};
+use super::start::{Folder, PATIENCE, StartError, free_ports, with_free_ports};
 use super::tls::{self, TlsFiles};
 
 /// A running Consul agent; killed when dropped, its data removed.
@@ -45,35 +44,6 @@ impl Default for ConsulBuilder {
     }
 }
 
-/// Why there is no agent.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// There is no binary.
-    #[error(transparent)]
-    Missing(#[from] MissingBinary),
-    /// The machine refused.
-    #[error("cannot set up a Consul agent")]
-    Io(#[from] std::io::Error),
-    /// No certificates could be made.
-    #[error("cannot make certificates for a Consul agent")]
-    Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It did not come up; the end of its log says why.
-    #[error("the Consul agent did not come up within {waited:?}:\n{log}")]
-    NotReady {
-        /// How long was waited.
-        waited: Duration,
-        /// The last lines of its log.
-        log: String,
-    },
-}
-
-impl StartError {
-    pub(super) fn is_taken_port(&self) -> bool {
-        matches!(self, Self::NotReady { log, .. } if log.contains("address already in use"))
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
     http: u16,
@@ -82,20 +52,6 @@ pub(super) struct Ports {
     pub(super) serf: u16,
 }
 
-/// A folder that is removed when dropped.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// How long an agent may take to come up on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between choosing a port and listening on it another process may take it: then others are chosen, so many times in all.
-pub(super) const PORT_CHOICES: u32 = 3;
 /// The token that may do everything on agents with ACLs.
 const ROOT_TOKEN: &str = "8f1f2c0e-6f0b-4b5e-9b0a-5d6f0c7d1e2a";
 
@@ -132,7 +88,7 @@ impl ConsulAgent {
 
     /// Its unix socket, for agents with one.
     pub fn unix_socket(&self) -> PathBuf {
-        self.folder.0.join("http.sock")
+        self.folder.path().join("http.sock")
     }
 
     /// A new token with these rules, for agents with ACLs.
@@ -169,7 +125,7 @@ impl ConsulAgent {
 
     /// Removes its folder from the disk; only for an agent that keeps its data in memory and is never restarted.
     pub(crate) fn forget_folder(&self) {
-        _ = fs::remove_dir_all(&self.folder.0);
+        self.folder.remove();
     }
 
     /// Freezes the process: its sockets stay open and nothing is answered.
@@ -190,7 +146,7 @@ impl ConsulAgent {
     /// Starts the process again on the same ports and data, after it was killed.
     pub async fn restart(&mut self) -> Result<(), StartError> {
         self.process.kill()?;
-        self.process = spawn(&self.binary, &self.arguments, &self.folder.0)?;
+        self.process = spawn(&self.binary, &self.arguments, &self.folder)?;
         self.ready().await
     }
 
@@ -213,10 +169,7 @@ impl ConsulAgent {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let log = fs::read_to_string(self.folder.0.join("log")).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        let log = lines[lines.len().saturating_sub(12)..].join("\n");
-        Err(StartError::NotReady { waited: began.elapsed(), log })
+        Err(self.folder.not_ready(began.elapsed()))
     }
 }
 
@@ -264,13 +217,7 @@ impl ConsulBuilder {
 
     /// Starts it, and returns when it opens sessions.
     pub async fn start(self) -> Result<ConsulAgent, StartError> {
-        for _ in 1..PORT_CHOICES {
-            match self.attempt().await {
-                Err(error) if error.is_taken_port() => {}
-                started => return started,
-            }
-        }
-        self.attempt().await
+        with_free_ports(|| Box::pin(self.attempt())).await
     }
 
     async fn attempt(&self) -> Result<ConsulAgent, StartError> {
@@ -281,10 +228,10 @@ impl ConsulBuilder {
 
     pub(super) fn spawn(&self, ports: Ports) -> Result<ConsulAgent, StartError> {
         let binary = binary::consul()?;
-        let folder = Folder::new()?;
-        let tls = if self.tls { Some(tls::make(&folder.0).map_err(StartError::Certificates)?) } else { None };
-        let config = folder.0.join("config.hcl");
-        fs::write(&config, self.config(ports, &folder.0, tls.as_ref()))?;
+        let folder = Folder::new("consul")?;
+        let tls = if self.tls { Some(tls::make(folder.path()).map_err(StartError::Certificates)?) } else { None };
+        let config = folder.path().join("config.hcl");
+        fs::write(&config, self.config(ports, folder.path(), tls.as_ref()))?;
         let mut arguments =
             vec!["agent".to_owned(), format!("-config-file={}", config.display()), format!("-node=n{}", ports.http)];
         match &self.cluster {
@@ -296,9 +243,9 @@ impl ConsulBuilder {
             }
         }
         if self.persistent || self.cluster.is_some() {
-            arguments.push(format!("-data-dir={}", folder.0.join("data").display()));
+            arguments.push(format!("-data-dir={}", folder.path().join("data").display()));
         }
-        let process = spawn(&binary, &arguments, &folder.0)?;
+        let process = spawn(&binary, &arguments, &folder)?;
         let token = self.acl.then(|| ROOT_TOKEN.to_owned());
         Ok(ConsulAgent { process, binary, arguments, folder, ports, tls, token })
     }
@@ -336,29 +283,16 @@ impl ConsulBuilder {
 impl Ports {
     /// Ports that were free a moment ago.
     pub(super) fn free() -> std::io::Result<Self> {
-        let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
-        let port = |n: usize| listeners[n].local_addr().map(|address| address.port());
-        Ok(Self { http: port(0)?, https: port(1)?, server: port(2)?, serf: port(3)? })
+        let [http, https, server, serf] = free_ports()?;
+        Ok(Self { http, https, server, serf })
     }
 }
 
-impl Folder {
-    fn new() -> std::io::Result<Self> {
-        let name = format!("dlock-consul-{}-{:016x}", std::process::id(), fastrand::u64(..));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-/// Starts an agent; its output goes to a log in its folder.
-fn spawn(binary: &Path, arguments: &[String], folder: &Path) -> std::io::Result<Process> {
-    let log = File::options().create(true).append(true).open(folder.join("log"))?;
-    let errors = log.try_clone()?;
+/// Starts an agent on these arguments.
+fn spawn(binary: &Path, arguments: &[String], folder: &Folder) -> std::io::Result<Process> {
     let mut command = mortal(binary);
     for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_SSL"] {
         command.env_remove(name);
     }
-    command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors);
-    Process::start(&mut command)
+    folder.spawn(command.args(arguments))
 }

@@ -6,14 +6,22 @@
 mod binary;
 mod cluster;
 mod consul;
+mod etcd;
+mod etcd_cluster;
+mod etcd_gateway;
 mod http;
 mod process;
 mod shared;
+mod start;
 mod tls;
 
 pub use binary::MissingBinary;
 pub use cluster::ConsulCluster;
-pub use consul::{ConsulAgent, ConsulBuilder, StartError};
+pub use consul::{ConsulAgent, ConsulBuilder};
+pub use etcd::{EtcdBuilder, EtcdServer};
+pub use etcd_cluster::EtcdCluster;
+pub use etcd_gateway::{EtcdEntry, EtcdGateway};
 pub use http::{HttpReply, http};
 pub use process::{Process, mortal};
-pub use shared::shared_consul;
+pub use shared::{shared_consul, shared_etcd};
+pub use start::StartError;
