@@ -6,31 +6,36 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::Shared;
-use super::fault::Fault;
+use super::fault::{Fault, Letter};
+use super::grpc;
 use super::line::{Direction, Severance};
 use super::message::Message;
+use super::{Protocol, Shared};
 
-/// Takes connections in until it is aborted.
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+/// Takes connections in, of clients that speak this, until it is aborted.
+pub(super) async fn accept(listener: TcpListener, protocol: Protocol, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
         // Ends with its client, its server or the proxy.
-        tokio::spawn(async move { connection(client, &shared).await });
+        tokio::spawn(async move { connection(client, protocol, &shared).await });
     }
 }
 
-async fn connection(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn connection(mut client: TcpStream, protocol: Protocol, shared: &Arc<Shared>) -> io::Result<()> {
     let _open = Open::connection(shared);
     let (mut closed, mut severance) = (shared.closed.subscribe(), shared.line.severance());
-    let mut server = None;
+    let serve = async {
+        match protocol {
+            Protocol::Http1 => serve(&mut client, shared).await,
+            Protocol::Grpc => grpc::serve(&mut client, shared).await,
+        }
+    };
     tokio::select! {
         biased;
         _ = closed.wait_for(|closed| *closed) => return Ok(()),
         _ = severance.changed() => {}
-        end = serve(&mut client, &mut server, shared) => return end,
+        end = serve => return end,
     }
-    drop(server);
     let how = *severance.borrow();
     if how == Some(Severance::Reset) {
         return client.set_zero_linger();
@@ -43,7 +48,8 @@ async fn connection(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
 }
 
 /// Serves one connection of a client until either side closes it or a fault does.
-async fn serve(client: &mut TcpStream, server: &mut Option<TcpStream>, shared: &Shared) -> io::Result<()> {
+async fn serve(client: &mut TcpStream, shared: &Shared) -> io::Result<()> {
+    let mut server: Option<TcpStream> = None;
     while let Some(request) = Message::read(client).await? {
         let _open = Open::request(shared);
         shared.line.passable(Direction::Requests).await;
@@ -61,14 +67,14 @@ async fn serve(client: &mut TcpStream, server: &mut Option<TcpStream>, shared: &
                 continue;
             }
             Some(Fault::Hold(held)) => {
-                held.request.send_replace(Some(request.bytes));
+                held.take_in(Letter::Http1(request.bytes));
                 return gone(client).await;
             }
         }
-        let server = match server {
-            Some(server) => server,
-            None => server.insert(TcpStream::connect(shared.target).await?),
-        };
+        if server.is_none() {
+            server = Some(TcpStream::connect(shared.target).await?);
+        }
+        let server = server.as_mut().expect("it was connected above");
         // What has left its client arrives, whether or not the client still waits.
         shared.line.carry(Direction::Requests, &request.bytes, server).await?;
         let reply = tokio::select! {
@@ -94,7 +100,7 @@ async fn gone(client: &mut TcpStream) -> io::Result<()> {
 }
 
 /// Counts something open until it is dropped.
-struct Open<'a> {
+pub(super) struct Open<'a> {
     shared: &'a Shared,
     request: bool,
 }
@@ -107,7 +113,7 @@ impl<'a> Open<'a> {
         Self { shared, request: false }
     }
 
-    fn request(shared: &'a Shared) -> Self {
+    pub(super) fn request(shared: &'a Shared) -> Self {
         shared.state().open_requests += 1;
         Self { shared, request: true }
     }

@@ -9,17 +9,20 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::grpc_call::Call;
 use super::message::Message;
 
-/// A request that went through, or was meant to.
+/// A request that went through, or was meant to; of gRPC every message that a client sends is one.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// Its method.
     pub method: String,
     /// Its path, with the query.
     pub path: String,
-    /// Its body.
+    /// Its body; what is no text in it is replaced.
     pub body: String,
+    /// Its body to the byte.
+    pub bytes: Vec<u8>,
 }
 
 /// Which requests a fault concerns: all that fit every part that is given.
@@ -28,6 +31,7 @@ pub struct Matching {
     method: Option<String>,
     path: Option<String>,
     body: Option<String>,
+    message: Option<fn(&[u8]) -> bool>,
 }
 
 impl Matching {
@@ -57,10 +61,18 @@ impl Matching {
         self
     }
 
+    /// Requests whose body, to the byte, is such; of gRPC that is one message.
+    #[must_use]
+    pub fn message(mut self, is_such: fn(&[u8]) -> bool) -> Self {
+        self.message = Some(is_such);
+        self
+    }
+
     pub(super) fn fits(&self, seen: &Seen) -> bool {
         self.method.as_ref().is_none_or(|method| *method == seen.method)
             && self.path.as_ref().is_none_or(|prefix| seen.path.starts_with(prefix.as_str()))
             && self.body.as_ref().is_none_or(|part| seen.body.contains(part.as_str()))
+            && self.message.is_none_or(|is_such| is_such(&seen.bytes))
     }
 }
 
@@ -77,7 +89,7 @@ pub enum Fault {
     Reset,
     /// It arrives, and the reply is never delivered; the connection stays open.
     Hang,
-    /// It never arrives; this status and body are the reply.
+    /// It never arrives; this status and body are the reply. Of gRPC it is the status of gRPC and its message, and ends the call.
     Answer(u16, String),
     /// It is under way until it is told to arrive, even if the client has given up.
     Hold(Held),
@@ -86,7 +98,14 @@ pub enum Fault {
 /// A request that is under way for as long as a test wants.
 #[derive(Clone, Debug)]
 pub struct Held {
-    pub(super) request: Arc<watch::Sender<Option<Vec<u8>>>>,
+    request: Arc<watch::Sender<Option<Letter>>>,
+}
+
+/// A request as it can be sent again.
+#[derive(Clone, Debug)]
+pub(super) enum Letter {
+    Http1(Vec<u8>),
+    Grpc(Call),
 }
 
 impl Default for Held {
@@ -101,15 +120,25 @@ impl Held {
         _ = self.request.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Lets it arrive at the server now, once more each time it is called; the status and body that the client never sees.
+    /// Lets it arrive at the server now, once more each time it is called; the status and body that the client never sees. Of gRPC they are
+    /// the status of gRPC and the first message of the reply, without what is no text in it.
     pub async fn deliver(&self, server: SocketAddr) -> io::Result<(u16, String)> {
         self.sent().await;
-        let request = self.request.borrow().clone().unwrap_or_default();
-        let mut stream = TcpStream::connect(server).await?;
-        stream.write_all(&request).await?;
-        let reply = Message::read(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let status = reply.head().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-        Ok((status, String::from_utf8_lossy(reply.body()).into_owned()))
+        let letter = self.request.borrow().clone();
+        match letter.expect("it was sent") {
+            Letter::Http1(request) => {
+                let mut stream = TcpStream::connect(server).await?;
+                stream.write_all(&request).await?;
+                let reply = Message::read(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+                let status = reply.head().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+                Ok((status, String::from_utf8_lossy(reply.body()).into_owned()))
+            }
+            Letter::Grpc(call) => call.deliver(server).await,
+        }
+    }
+
+    pub(super) fn take_in(&self, letter: Letter) {
+        self.request.send_replace(Some(letter));
     }
 }
 

@@ -4,8 +4,7 @@ use std::io;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 /// A direction of the line.
@@ -55,7 +54,12 @@ impl Line {
     }
 
     /// Brings a message to its receiver as fast as the line does.
-    pub(super) async fn carry(&self, direction: Direction, mut message: &[u8], to: &mut TcpStream) -> io::Result<()> {
+    pub(super) async fn carry(
+        &self,
+        direction: Direction,
+        mut message: &[u8],
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<()> {
         while !message.is_empty() {
             self.passable(direction).await;
             let pace = *self.bytes_per_second.borrow();

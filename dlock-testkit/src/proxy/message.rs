@@ -71,7 +71,7 @@ impl Message {
         let head = self.head();
         let mut words = head.split(' ').map(str::to_owned);
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        Seen { method, path, body: String::from_utf8_lossy(self.body()).into_owned() }
+        Seen { method, path, body: String::from_utf8_lossy(self.body()).into_owned(), bytes: self.body().to_vec() }
     }
 }
 

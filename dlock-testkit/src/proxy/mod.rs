@@ -1,11 +1,14 @@
-//! A proxy between a client and an HTTP server, that counts requests and spoils them.
+//! A proxy between a client and an HTTP or gRPC server, that counts requests and spoils them.
 //!
-//! It speaks just enough HTTP/1.1 to tell one request from the next: heads, `Content-Length`, chunks. A [`Fault`] is put in the way of
+//! It speaks just enough HTTP/1.1 to tell one request from the next: heads, `Content-Length`, chunks. Of gRPC, every message that a client
+//! sends is a request, also on a stream that stays open. A [`Fault`] is put in the way of
 //! the next request that matches, or of all until they are cleared. The line itself can be throttled, swallow what goes in one
 //! [`Direction`] or both, and lose the connections that it has.
 
 mod connection;
 mod fault;
+mod grpc;
+mod grpc_call;
 mod line;
 mod message;
 
@@ -33,6 +36,13 @@ pub struct FaultProxy {
     accepting: JoinHandle<()>,
 }
 
+/// What the clients of a proxy speak.
+#[derive(Clone, Copy, Debug)]
+enum Protocol {
+    Http1,
+    Grpc,
+}
+
 #[derive(Debug)]
 struct Shared {
     target: SocketAddr,
@@ -52,13 +62,22 @@ struct State {
 }
 
 impl FaultProxy {
-    /// Listens on a free port and forwards to `target`.
+    /// Listens on a free port for HTTP/1.1 and forwards to `target`.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
+        Self::speaking(Protocol::Http1, target).await
+    }
+
+    /// Listens on a free port for gRPC without TLS and forwards to `target`, over one connection for each of a client's.
+    pub async fn start_grpc(target: SocketAddr) -> io::Result<Self> {
+        Self::speaking(Protocol::Grpc, target).await
+    }
+
+    async fn speaking(protocol: Protocol, target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { target, state: Mutex::default(), line: Line::default(), closed: watch::Sender::new(false) });
         // Ends with the proxy, which aborts it; the connections it starts end when they hear of it.
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
+        let accepting = tokio::spawn(accept(listener, protocol, Arc::clone(&shared)));
         Ok(Self { address, shared, accepting })
     }
 
@@ -133,7 +152,7 @@ impl FaultProxy {
         self.shared.state().requests.clear();
     }
 
-    /// How many requests are under way now.
+    /// How many requests are under way now; of gRPC, how many calls.
     pub fn open_requests(&self) -> usize {
         self.shared.state().open_requests
     }
