@@ -78,7 +78,7 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
 
     /// Returns when an [`audit`](Self::audit) or a renewal may bring news since `cursor`; perhaps early. Needs `watched_claims`.
     ///
-    /// With `granted` it looks after that claim, without it after the session itself. A call without a cursor starts from the grant,
+    /// With `granted` it looks after that claim, without it after the session itself, for as long as it holds something. A call without a cursor starts from the grant,
     /// or from now on for the session. The answer is the cursor for the next call.
     async fn disturbed(
         &self,

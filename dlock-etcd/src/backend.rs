@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
@@ -16,6 +15,7 @@ use dlock_core::{
     SessionRequest, Standing, Woken,
 };
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
+use tokio::sync::Notify;
 
 use crate::api::{Api, PAGE, Refusal, by_creation, unexpected};
 use crate::classify::Asked;
@@ -39,8 +39,6 @@ const METADATA_BYTES: usize = 16 * 1024;
 const WATCHED_CLAIMS: usize = 256;
 /// How many keys are looked after in one transaction, of which etcd takes 128 operations.
 const BATCH: usize = 64;
-/// How often a session that holds nothing is looked after while somebody watches it.
-const PACE: Duration = Duration::from_secs(1);
 
 impl Etcd {
     /// A backend with these options; sends nothing. Connections are made by the first call, and belong to the runtime that it runs on.
@@ -73,7 +71,9 @@ impl Etcd {
         capabilities.evicts = true;
         let api = Api::new(Endpoints::new(options, dialer)?, options.attempt);
         let layout = Layout { namespace: options.namespace.clone() };
-        Ok(Self { shared: Arc::new(Shared { api, layout, capabilities, notes: Mutex::new(Notes::default()) }) })
+        Ok(Self {
+            shared: Arc::new(Shared { api, layout, capabilities, notes: Mutex::new(Notes::default()), granted: Notify::new() }),
+        })
     }
 
     /// A backend configured by the environment, see [`EtcdOptions::from_env`].
@@ -386,11 +386,11 @@ impl Etcd {
         let shared = &self.shared;
         let asked = Asked { what: "watching the session", writes: false, keys: None };
         loop {
-            let Some((entry, created)) = shared.notes().held_by(lease) else {
-                if !shared.api.is_alive(lease).await? {
-                    return Ok(since);
-                }
-                tokio::time::sleep(PACE).await;
+            let granted = shared.granted.notified();
+            let held = shared.notes().held_by(lease);
+            let Some((entry, created)) = held else {
+                // A session that holds nothing can end unheard.
+                granted.await;
                 continue;
             };
             let watched = [Watched { key: entry.clone(), end: None, deletions: true }];

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dlock_core::{BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, Key, Place, Release, Standing};
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
+use tokio::sync::Notify;
 
 use crate::api::{Api, Found, PAGE, Refusal, Reply, by_creation, unexpected};
 use crate::classify::Asked;
@@ -17,6 +18,8 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) capabilities: Capabilities,
     pub(crate) notes: Mutex<Notes>,
+    /// Told when a claim was granted.
+    pub(crate) granted: Notify,
 }
 
 /// A claim of ours, and where it stands in etcd.
@@ -277,6 +280,7 @@ impl Shared {
             return Err(BackendError::new(ErrorKind::Ambiguous, "claiming the key: etcd answered without a revision"));
         };
         self.notes().granted(ours.claim.id, created, own.key);
+        self.granted.notify_waiters();
         Ok(Standing::Held { token })
     }
 }

@@ -25,6 +25,8 @@ mod in_memory;
 mod line;
 #[cfg(all(feature = "servers", feature = "proxy"))]
 mod on_consul;
+#[cfg(all(feature = "servers", feature = "proxy"))]
+mod on_etcd;
 mod report;
 mod stage;
 
@@ -39,6 +41,8 @@ pub use in_memory::InMemory;
 pub use line::Line;
 #[cfg(all(feature = "servers", feature = "proxy"))]
 pub use on_consul::OnConsul;
+#[cfg(all(feature = "servers", feature = "proxy"))]
+pub use on_etcd::OnEtcd;
 pub use report::{Case, CaseFuture, Ledger, NotShown, Outcome, Report, Shown};
 pub use stage::{Client, Stage};
 

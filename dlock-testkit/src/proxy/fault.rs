@@ -105,7 +105,7 @@ pub struct Held {
 #[derive(Clone, Debug)]
 pub(super) enum Letter {
     Http1(Vec<u8>),
-    Grpc(Call),
+    Grpc(Box<Call>),
 }
 
 impl Default for Held {

@@ -98,7 +98,7 @@ async fn requests(
                 }
                 Some(Fault::Hold(holder)) => {
                     fate.send_replace(Replies::None);
-                    holder.take_in(Letter::Grpc(Call { head: head.clone(), message: message.clone() }));
+                    holder.take_in(Letter::Grpc(Box::new(Call { head: head.clone(), message: message.clone() })));
                     return Ok(());
                 }
             }
@@ -137,7 +137,7 @@ async fn replies(
     };
     let response = tokio::select! {
         biased;
-        answer = answer(&mut fate) => return refuse(respond, answer),
+        answer = answer(&mut fate) => return refuse(respond, &answer),
         () = given_up(&mut respond, &now) => return Ok(()),
         response = response => response,
     };
@@ -194,7 +194,7 @@ async fn passes(fate: &watch::Receiver<Replies>, ending: &watch::Sender<Option<E
 async fn given_up(respond: &mut SendResponse<Bytes>, fate: &watch::Receiver<Replies>) {
     _ = poll_fn(|cx| respond.poll_reset(cx)).await;
     if matches!(fate_of(fate), Replies::LoseNext | Replies::Swallow) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -211,9 +211,9 @@ async fn answer(fate: &mut watch::Receiver<Replies>) -> Replies {
     }
 }
 
-fn refuse(mut respond: SendResponse<Bytes>, answer: Replies) -> Result<(), h2::Error> {
+fn refuse(mut respond: SendResponse<Bytes>, answer: &Replies) -> Result<(), h2::Error> {
     let mut response = Response::new(());
-    *response.headers_mut() = status(&answer);
+    *response.headers_mut() = status(answer);
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     respond.send_response(response, true).map(drop)
 }

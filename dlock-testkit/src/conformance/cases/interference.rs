@@ -151,6 +151,8 @@ pub async fn a_watch_of_one_claim_costs_no_other(stage: &Stage) -> Shown {
 pub async fn a_watch_tells_of_an_ended_session(stage: &Stage) -> Shown {
     stage.claims(Ability::WatchedSession).await?;
     let client = stage.client().await;
+    // A session that holds nothing may end unheard.
+    client.held(&stage.claim("k")).await;
     let told = async {
         let mut cursor = None;
         let watch = async {
