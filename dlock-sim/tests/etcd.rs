@@ -64,10 +64,8 @@ async fn waiting_costs_a_claim_a_watch_and_a_look_however_many_wait() {
         // The release, and the look of the first in line: nobody else hears of it.
         let before = Calls::of(&server).await;
         held.release().await.unwrap();
-        let next: LockGuard = match line.is_empty() {
-            true => last.await.unwrap().unwrap(),
-            false => line.remove(0).await.unwrap().unwrap(),
-        };
+        let next = if line.is_empty() { last } else { line.remove(0) };
+        let next: LockGuard = next.await.unwrap().unwrap();
         assert_eq!(before.since(&server).await, counted(&[("Txn", 2)]), "with {ahead} others in line");
         drop(next);
     }
@@ -193,7 +191,7 @@ async fn a_waiter_outlives_the_compaction_of_all_that_it_waits_for() {
 #[tokio::test]
 async fn a_dead_first_endpoint_costs_one_connect_limit_once() {
     let server = EtcdServer::start().await.unwrap();
-    // Takes no connection in: its backlog is full.
+    // One of them is silent, for nothing is routed there; the other refuses.
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refused = dead.local_addr().unwrap().to_string();
     drop(dead);

@@ -311,6 +311,9 @@ impl EtcdBuilder {
             "--log-outputs=stderr".to_owned(),
             // A process that is killed loses nothing by it, only a machine that crashes.
             "--unsafe-no-fsync".to_owned(),
+            // Whoever looks for old files every half a minute ends the process if their folder is given up.
+            "--max-wals=0".to_owned(),
+            "--max-snapshots=0".to_owned(),
         ];
         if let Some((heartbeat, election)) = self.timing {
             arguments.push(format!("--heartbeat-interval={}", heartbeat.as_millis()));
