@@ -187,14 +187,15 @@ impl LockBackend for Etcd {
         let (shared, ours) = (&self.shared, Ours { lease, claim });
         let standing = shared.enter(ours, place).await;
         match &standing {
-            Ok(Standing::Busy { .. }) => shared.notes().left_nothing(claim.id),
             // What is refused leaves nothing.
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 if let Err(left) = shared.withdraw(ours).await {
                     return Err(BackendError::new(ErrorKind::Ambiguous, left.message().to_owned()).caused_by(left));
                 }
             }
-            _ => {}
+            Err(error) if error.kind() == ErrorKind::Ambiguous => {}
+            Ok(Standing::Busy { .. } | Standing::ClaimGone) | Err(_) => shared.notes().left_nothing(claim.id),
+            Ok(_) => {}
         }
         standing
     }

@@ -83,9 +83,9 @@ impl Notes {
         self.claims.remove(&claim);
     }
 
-    /// The claim left nothing at the store; it is remembered if a copy of it may still arrive.
+    /// A copy of the claim left nothing at the store. It is remembered if another has an entry there, or may still arrive.
     pub(crate) fn left_nothing(&mut self, claim: ClaimId) {
-        if !self.may_arrive(claim) {
+        if !self.may_arrive(claim) && self.claims.get(&claim).is_some_and(|note| note.created.is_none()) {
             self.forget(claim);
         }
     }
