@@ -10,9 +10,9 @@ use std::time::Duration;
 use dlock::{LockError, LockGuard, Loss, ReleaseOutcome};
 use dlock_testkit::servers::EtcdServer;
 use etcd_support::{Calls, LONG, at, build, counted, line_of, locker, options, revision, within};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::TcpListener;
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, timeout};
 
 /// Far more than anything here takes.
@@ -286,14 +286,31 @@ async fn a_full_database_lets_holders_go_on_and_release() {
     assert!(matches!(held.release().await, Ok(ReleaseOutcome::Released)));
 }
 
-/// `etcdctl lock` or `etcdctl elect`, once it is first in line; killed when dropped.
-async fn etcdctl(server: &EtcdServer, arguments: &[&str]) -> tokio::process::Child {
-    let mut command = Command::from(server.command());
-    let mut child = command.args(arguments).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let out = child.stdout.take().unwrap();
-    let said = timeout(SOON, BufReader::new(out).lines().next_line()).await.unwrap().unwrap();
-    assert!(said.unwrap().starts_with(arguments[arguments.len() - 1].split(' ').next().unwrap()) || arguments[0] == "elect");
-    child
+/// `etcdctl lock` or `etcdctl elect`; killed when dropped.
+struct Theirs {
+    child: Child,
+    /// Open for as long as it lives: what cannot say what it has to say dies of it.
+    said: Lines<BufReader<ChildStdout>>,
+}
+
+impl Theirs {
+    /// Starts it, and returns when it is first in line.
+    async fn lead(server: &EtcdServer, arguments: &[&str]) -> Self {
+        let mut command = Command::from(server.command());
+        let mut child = command.args(arguments).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let entry = timeout(SOON, said.next_line()).await.unwrap().unwrap().unwrap();
+        assert!(entry.starts_with("k/"), "{entry}");
+        Self { child, said }
+    }
+
+    /// Ends it as Ctrl-C does: it deletes its entry.
+    async fn interrupt(mut self) {
+        let id = self.child.id().unwrap().to_string();
+        std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
+        while let Some(_more) = self.said.next_line().await.unwrap() {}
+        self.child.wait().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -302,20 +319,18 @@ async fn etcdctl_and_ours_stand_in_one_line() {
         let server = EtcdServer::start().await.unwrap();
         let locker = ready(&server, LONG).await;
         // Theirs first: ours waits until it is gone.
-        let mut theirs = etcdctl(&server, arguments).await;
+        let theirs = Theirs::lead(&server, arguments).await;
         let holder = locker.inspect("k").await.unwrap().holders.remove(0);
         let theirs_token = holder.token.unwrap();
         let waiting = tokio::spawn(locker.lock("k").into_future());
         line_of(&server, "k", 2).await;
         assert!(locker.try_lock("k").await.unwrap().is_none());
         assert!(!waiting.is_finished());
-        // As Ctrl-C does: it deletes its entry.
-        std::process::Command::new("kill").args(["-INT", &theirs.id().unwrap().to_string()]).status().unwrap();
+        theirs.interrupt().await;
         let ours = timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
         assert!(ours.token().unwrap() > theirs_token);
-        theirs.wait().await.unwrap();
         // Ours first: theirs waits until it is given back.
-        let next = etcdctl(&server, arguments);
+        let next = Theirs::lead(&server, arguments);
         tokio::pin!(next);
         tokio::select! {
             _ = &mut next => panic!("theirs must wait"),
