@@ -20,7 +20,7 @@ fn main() {
     if !is_there {
         println!(
             "cargo::error=dlock-etcd needs protoc, the protocol buffers compiler, to build: install it (Debian and Ubuntu: apt-get install \
-             protobuf-compiler; Fedora: dnf install protobuf-compiler; macOS: brew install protobuf), or set PROTOC to its path"
+             protobuf-compiler libprotobuf-dev; Fedora: dnf install protobuf-compiler; macOS: brew install protobuf), or set PROTOC to its path"
         );
     }
 }

@@ -4,7 +4,7 @@
 //! `concurrency.Election` on the same name, and `etcdctl lock` and `etcdctl elect`, wait in one line with it, first come, first served.
 //!
 //! # Building
-//! Needs `protoc`, the protocol buffers compiler: `apt-get install protobuf-compiler` on Debian and Ubuntu, or `PROTOC` set to its path.
+//! Needs `protoc`, the protocol buffers compiler: `apt-get install protobuf-compiler libprotobuf-dev` on Debian and Ubuntu, or `PROTOC` set to its path.
 
 mod api;
 mod backend;

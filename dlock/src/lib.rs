@@ -63,7 +63,7 @@
 //! | `etcd-tls-ring` | the same, TLS by ring | the same |
 //! | `memory` | a store in this process, by the crate `dlock-testkit` | `memory://name` |
 //!
-//! Building with `etcd` needs `protoc`, the protocol buffers compiler: `apt-get install protobuf-compiler` on Debian and Ubuntu.
+//! Building with `etcd` needs `protoc`, the protocol buffers compiler: `apt-get install protobuf-compiler libprotobuf-dev` on Debian and Ubuntu.
 //!
 //! # What is logged
 //!
