@@ -171,7 +171,10 @@ impl LockBackend for Consul {
                 shared.notes().met(&claim.key, !matches!(look, Look::Free(Known::Absent)));
             }
             match look {
-                Look::Ours { index } => return Ok(Standing::Held { token: shared.granted(session, claim, index)? }),
+                Look::Ours { index, token } => {
+                    shared.granted(session, claim, token, index);
+                    return Ok(Standing::Held { token });
+                }
                 Look::Taken { holder, index } => {
                     return Ok(Standing::Busy { holder: Some(*holder), cursor: Cursor(index) });
                 }
@@ -258,11 +261,13 @@ impl LockBackend for Consul {
         let shared = &self.shared;
         let mut amended = claim.clone();
         amended.metadata = Some(Arc::new(metadata.clone()));
-        let published = amended.published();
-        fits(&published)?;
-        let value = encode_value(&published);
+        let mut published = amended.published();
         for _ in 0..3 {
-            let Look::Ours { index } = shared.look(session, &claim.key, claim.id).await? else { return Ok(false) };
+            let Look::Ours { index, token } = shared.look(session, &claim.key, claim.id).await? else { return Ok(false) };
+            // The write moves the index, by which the grant is known to others.
+            published.set_token(token);
+            fits(&published)?;
+            let value = encode_value(&published);
             let key = claim.key.as_str();
             let asked = Asked { what: "changing the metadata", writes: true, needs: Needs::KeyWrite(key) };
             let ops = [Op::check_session(key, session), Op::cas(key, index, &value, LOCK_FLAGS)];
@@ -296,8 +301,7 @@ impl LockBackend for Consul {
         if !entry.is_lock() {
             return Err(conflict(key, entry.flags));
         }
-        // The token is the index of the grant; a key whose metadata was amended since shows a later one as its token.
-        let (Some(session), true) = (entry.holder_session(), entry.modify_index == token.get()) else { return Ok(false) };
+        let (Some(session), true) = (entry.holder_session(), entry.token() == Some(token)) else { return Ok(false) };
         let session = SessionId::new(session);
         let asked = Asked { what: "releasing by force", writes: true, needs: Needs::KeyWrite(key.as_str()) };
         let value = entry.value.clone().unwrap_or_default();

@@ -32,6 +32,8 @@ pub(crate) enum Look {
     /// It is ours already.
     Ours {
         index: u64,
+        /// The number of the grant, which is before the index once the metadata was amended.
+        token: FencingToken,
     },
     Taken {
         holder: Box<Holder>,
@@ -73,7 +75,9 @@ impl Shared {
                 Ok(Look::Free(Known::At(index)))
             }
             // The session alone does not make it ours: an earlier claim of the same session may still be there.
-            Some(holder) if holder == session.as_str() && entry.claim() == Some(id) => Ok(Look::Ours { index }),
+            Some(holder) if holder == session.as_str() && entry.claim() == Some(id) => {
+                Ok(Look::Ours { index, token: entry.token().ok_or_else(without_index)? })
+            }
             Some(_) => {
                 self.notes().forget(key);
                 Ok(Look::Taken { holder: Box::new(entry.holder()), index })
@@ -102,7 +106,9 @@ impl Shared {
         let errors = match answer {
             Ok(Ok(entries)) => {
                 let index = entries.last().map_or(0, |entry| entry.modify_index);
-                return Ok(Attempted::Held(self.granted(session, claim, index)?));
+                let token = FencingToken::new(index).ok_or_else(without_index)?;
+                self.granted(session, claim, token, index);
+                return Ok(Attempted::Held(token));
             }
             Ok(Err(errors)) => errors,
             Err(error) => {
@@ -127,14 +133,12 @@ impl Shared {
         }
     }
 
-    pub(crate) fn granted(&self, session: &SessionId, claim: &Claim, index: u64) -> Result<FencingToken, BackendError> {
-        let token = FencingToken::new(index)
-            .ok_or_else(|| BackendError::new(ErrorKind::Ambiguous, "claiming the key: the answer has no index"))?;
+    /// Notes that the claim holds its key, which stands at this index.
+    pub(crate) fn granted(&self, session: &SessionId, claim: &Claim, token: FencingToken, index: u64) {
         let mut notes = self.notes();
         notes.note(claim.id, session, ClaimState::Held { token, index });
         // While we hold it the key is known to be ours; it is claimable again only after our release.
         notes.forget(&claim.key);
-        Ok(token)
     }
 
     /// Makes sure that no copy of a claim that was guarded by `guard` can ever apply, by moving the index of the free key.
@@ -235,6 +239,10 @@ fn guard_op(key: &str, guard: Known) -> Op<'_> {
         Known::Absent => Op::check_not_exists(key),
         Known::At(index) => Op::check_index(key, index),
     }
+}
+
+fn without_index() -> BackendError {
+    BackendError::new(ErrorKind::Ambiguous, "claiming the key: the answer has no index")
 }
 
 pub(crate) fn conflict(key: &Key, flags: u64) -> BackendError {

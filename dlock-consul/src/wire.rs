@@ -169,11 +169,25 @@ impl Entry {
         }
     }
 
-    /// Who holds it. The token is the index that the grant moved last; once the metadata was amended, that is later than the grant's own.
+    /// The number of the grant: the index that it moved last, unless the metadata was amended since, which keeps the grant's own.
+    pub(crate) fn token(&self) -> Option<FencingToken> {
+        self.token_with(&self.published())
+    }
+
+    fn token_with(&self, published: &Published) -> Option<FencingToken> {
+        let shown = FencingToken::new(self.modify_index);
+        // An index that is not behind the key's own was written by somebody else.
+        let kept = published.metadata().and_then(Metadata::token).filter(|kept| Some(*kept) < shown);
+        kept.or(shown)
+    }
+
+    /// Who holds it.
     pub(crate) fn holder(&self) -> Holder {
-        let mut holder = Holder::new(self.published());
+        let published = self.published();
+        let token = self.token_with(&published);
+        let mut holder = Holder::new(published);
         holder.session = self.holder_session().map(SessionId::new);
-        holder.token = FencingToken::new(self.modify_index);
+        holder.token = token;
         holder
     }
 }

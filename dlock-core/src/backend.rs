@@ -87,15 +87,17 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
         cursor: Option<Cursor>,
     ) -> Result<Cursor, BackendError>;
 
-    /// Changes what others read of a held claim; its token stays. Needs `amends`.
+    /// Changes what others read of a held claim; its token stays, also as others read it. Needs `amends`.
     ///
-    /// Answers `false`, and changes nothing, when the claim does not hold its key.
+    /// Answers `false`, and changes nothing, when the claim does not hold its key. The caller amends a claim once at a time; a copy of an
+    /// amendment still under way when a later one is answered can never take effect.
     async fn amend(&self, session: &SessionId, claim: &Claim, metadata: &Metadata) -> Result<bool, BackendError>;
 
     /// All held keys that start with `prefix`, in the order of the keys. Needs `lists`.
     async fn list(&self, prefix: &str) -> Result<Vec<(Key, Holder)>, BackendError>;
 
-    /// Returns when what [`inspect`](Self::inspect) says of the key may have changed since `cursor`; perhaps early. Needs `tells_changes`.
+    /// Returns when what [`inspect`](Self::inspect) says of the key may have changed since `cursor`; perhaps early, and at once without a
+    /// cursor. Needs `tells_changes`.
     async fn changed(&self, key: &Key, cursor: Option<Cursor>) -> Result<Cursor, BackendError>;
 
     /// Ends by force the grant with this token, and no other; `false` when it is not the present one. Needs `evicts`.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::FencingToken;
+
 /// Strings by name, stored with the lock as a JSON object of strings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -17,8 +19,10 @@ impl Metadata {
     pub const OWNER: &'static str = "owner";
     /// The id of the claim that took the lock.
     pub const CLAIM: &'static str = "claim";
+    /// The token of the grant, where a backend has no other place to keep it from an amendment on.
+    pub const TOKEN: &'static str = "fencingToken";
     /// Names that dlock writes itself and users cannot set.
-    pub const RESERVED: [&'static str; 3] = [Self::ACQUIRED_AT, Self::OWNER, Self::CLAIM];
+    pub const RESERVED: [&'static str; 4] = [Self::ACQUIRED_AT, Self::OWNER, Self::CLAIM, Self::TOKEN];
 
     /// No entries.
     pub const fn new() -> Self {
@@ -33,6 +37,16 @@ impl Metadata {
         }
         self.0.insert(name, value.into());
         Ok(())
+    }
+
+    /// Says with which token the grant was made, for stores that show another number once the metadata was amended.
+    pub fn set_token(&mut self, token: FencingToken) {
+        self.insert_reserved(Self::TOKEN, &token.get().to_string());
+    }
+
+    /// The token that [`set_token`](Self::set_token) put there.
+    pub fn token(&self) -> Option<FencingToken> {
+        FencingToken::new(self.get(Self::TOKEN)?.parse().ok()?)
     }
 
     /// Adds an entry under any name, for those who compose what the store keeps.
@@ -87,6 +101,18 @@ mod tests {
         metadata.insert("a", "1").unwrap();
         metadata.insert("a", "3").unwrap();
         assert_eq!(metadata.iter().collect::<Vec<_>>(), [("a", "3"), ("b", "2")]);
+    }
+
+    #[test]
+    fn a_token_is_read_back_and_nothing_else_is_one() {
+        let mut metadata = Metadata::new();
+        assert_eq!(metadata.token(), None);
+        metadata.set_token(FencingToken::new(42).unwrap());
+        assert_eq!((metadata.get("fencingToken"), metadata.token()), (Some("42"), FencingToken::new(42)));
+        for text in ["", "0", "-1", "4e2", "99999999999999999999"] {
+            metadata.insert_reserved(Metadata::TOKEN, text);
+            assert_eq!(metadata.token(), None, "{text:?}");
+        }
     }
 
     #[test]

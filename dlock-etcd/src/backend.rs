@@ -14,10 +14,10 @@ use dlock_core::{
     Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Place, Release, Renewal, Session, SessionId,
     SessionRequest, Standing, Woken,
 };
-use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
 
-use crate::api::{Api, PAGE, Refusal, by_creation, unexpected};
+use crate::api::{Api, PAGE, by_creation, unexpected};
 use crate::classify::Asked;
 use crate::config::{ConfigError, EtcdOptions};
 use crate::dialer::Dialer;
@@ -265,18 +265,9 @@ impl LockBackend for Etcd {
         let Some(lease) = Lease::of(session) else { return Ok(false) };
         let (shared, ours) = (&self.shared, Ours { lease, claim });
         let known = shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
+        // First in line once, it stays first for as long as its entry is the same.
         let Standing::Held { token } = shared.stand(ours, known).await? else { return Ok(false) };
-        let asked = shared.asked("changing the metadata", true, &claim.key);
-        let entry = shared.layout.entry(lease, claim);
-        // Whoever is first in line stays first for as long as the entry is the same.
-        let held = Compare::create_revision(entry.as_slice(), CompareOp::Equal, token.get().cast_signed());
-        // A put without the lease would detach the entry from it.
-        let put = TxnOp::put(entry, json(&published), Some(PutOptions::new().with_lease(lease.0)));
-        match shared.api.txn(asked, Txn::new().when([held]).and_then([put])).await? {
-            Ok(reply) => Ok(reply.succeeded),
-            Err(Refusal::LeaseGone) => Ok(false),
-            Err(refusal) => Err(unexpected(asked, refusal)),
-        }
+        shared.rewrite(ours, token, &published).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<(Key, Holder)>, BackendError> {

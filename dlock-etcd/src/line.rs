@@ -2,7 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dlock_core::{BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, Key, Place, Release, Standing};
+use dlock_core::{
+    BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Key, Metadata, Place, Release, Standing,
+};
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
 
@@ -160,6 +162,35 @@ impl Shared {
         Err(BackendError::new(ErrorKind::Transient, "looking for the place in line: the entry was replaced again and again"))
     }
 
+    /// Writes what others read into the entry of a claim that holds its key; `false` when it is not the entry of this grant any more.
+    pub(crate) async fn rewrite(
+        &self,
+        Ours { lease, claim }: Ours<'_>,
+        token: FencingToken,
+        published: &Metadata,
+    ) -> Result<bool, BackendError> {
+        let asked = self.asked("changing the metadata", true, &claim.key);
+        let entry = self.layout.entry(lease, claim);
+        for _ in 0..3 {
+            let read = Txn::new().and_then([TxnOp::get(entry.as_slice(), Some(GetOptions::new().with_keys_only()))]);
+            let mut reply =
+                self.api.txn(Asked { writes: false, ..asked }, read).await?.map_err(|refusal| unexpected(asked, refusal))?;
+            let found = reply.next();
+            let Some(now) = found.entries.first().filter(|entry| entry.token() == Some(token)) else { return Ok(false) };
+            // A copy that arrives after a later one finds the entry written since.
+            let same = Compare::mod_revision(entry.as_slice(), CompareOp::Equal, now.written);
+            // A put without the lease would detach the entry from it.
+            let put = TxnOp::put(entry.as_slice(), json(published), Some(PutOptions::new().with_lease(lease.0)));
+            match self.api.txn(asked, Txn::new().when([same]).and_then([put])).await? {
+                Ok(reply) if reply.succeeded => return Ok(true),
+                Ok(_) => {}
+                Err(Refusal::LeaseGone) => return Ok(false),
+                Err(refusal) => return Err(unexpected(asked, refusal)),
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "changing the metadata: the entry was written again and again"))
+    }
+
     /// Takes the claim's entry out of the line, and keeps out what is still under way of it.
     pub(crate) async fn withdraw(&self, ours: Ours<'_>) -> Result<Release, BackendError> {
         let Ours { lease, claim } = ours;
@@ -275,7 +306,7 @@ impl Shared {
             let holder = ahead.first.map(|first| first.holder());
             return Ok(Standing::Waiting { cursor: cursor(revision), ahead: ahead.count, holder });
         }
-        let own = Entry { key: entry, lease: ours.lease.0, created, value: Vec::new() };
+        let own = Entry { key: entry, lease: ours.lease.0, created, written: created, value: Vec::new() };
         let Some(token) = own.token() else {
             return Err(BackendError::new(ErrorKind::Ambiguous, "claiming the key: etcd answered without a revision"));
         };

@@ -106,13 +106,21 @@ pub(crate) struct Entry {
     pub(crate) lease: i64,
     /// The revision at which it was made.
     pub(crate) created: i64,
+    /// The revision at which it was last written.
+    pub(crate) written: i64,
     /// Empty where only keys were asked for.
     pub(crate) value: Vec<u8>,
 }
 
 impl From<&KeyValue> for Entry {
     fn from(kv: &KeyValue) -> Self {
-        Self { key: kv.key().to_vec(), lease: kv.lease(), created: kv.create_revision(), value: kv.value().to_vec() }
+        Self {
+            key: kv.key().to_vec(),
+            lease: kv.lease(),
+            created: kv.create_revision(),
+            written: kv.mod_revision(),
+            value: kv.value().to_vec(),
+        }
     }
 }
 
@@ -153,7 +161,7 @@ mod tests {
     }
 
     fn entry(key: &str, lease: i64) -> Entry {
-        Entry { key: key.as_bytes().to_vec(), lease, created: 7, value: Vec::new() }
+        Entry { key: key.as_bytes().to_vec(), lease, created: 7, written: 7, value: Vec::new() }
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl World<'_> {
                 self.answer(client, call, back, Answer::Reply(reply));
                 match request {
                     Request::Open { .. } | Request::Renew(_) => self.look_ahead(),
-                    Request::Confirm { .. } => {}
+                    Request::Confirm { .. } | Request::Amend { .. } => {}
                     Request::Close(_) | Request::Claim { .. } | Request::Release { .. } => self.changed(End::GivenBack),
                 }
             }
@@ -179,7 +179,7 @@ fn site_of(question: &Question) -> Site {
         Question::Request(Request::Close(_)) => Site::Close,
         Question::Request(Request::Claim { .. }) => Site::Claim,
         Question::Request(Request::Confirm { .. }) => Site::Confirm,
-        Question::Request(Request::Release { .. }) => Site::Release,
+        Question::Request(Request::Release { .. } | Request::Amend { .. }) => Site::Release,
         Question::Wait { .. } => Site::Wait,
         Question::Audit { .. } => Site::Audit,
         Question::Disturbed { .. } => Site::Disturbed,

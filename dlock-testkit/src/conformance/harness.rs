@@ -158,6 +158,8 @@ pub enum Sent {
     Claim,
     /// One that may free a key.
     Release,
+    /// One that may change what a holder published.
+    Amend,
 }
 
 /// A request that is under way for as long as a case wants.

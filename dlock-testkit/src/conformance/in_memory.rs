@@ -43,6 +43,7 @@ impl InMemory {
             Sent::Renew => Call::Renew,
             Sent::Claim => Call::Claim,
             Sent::Release => Call::Release,
+            Sent::Amend => Call::Amend,
         }
     }
 }

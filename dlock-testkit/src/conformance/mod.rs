@@ -259,6 +259,9 @@ macro_rules! conformance_cases {
             optional {
                 amended_metadata_is_read_by_others_and_the_token_stays,
                 only_a_holder_amends,
+                what_was_amended_is_ended_by_its_token,
+                a_late_amendment_never_undoes_a_later_one,
+                a_late_amendment_never_touches_a_successor,
                 an_amendment_that_does_not_fit_changes_nothing,
                 held_keys_are_listed_by_prefix_in_order,
                 a_listed_key_is_shown_with_its_holder,

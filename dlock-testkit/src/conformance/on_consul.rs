@@ -72,6 +72,7 @@ impl OnConsul {
             Sent::Renew => Matching::any().path("/v1/session/renew"),
             Sent::Claim => Matching::any().path("/v1/txn").body("\"lock\""),
             Sent::Release => Matching::any().path("/v1/txn").body("\"unlock\""),
+            Sent::Amend => Matching::any().path("/v1/txn").body("\"cas\""),
         }
     }
 

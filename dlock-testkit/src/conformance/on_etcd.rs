@@ -74,6 +74,7 @@ impl OnEtcd {
             Sent::Renew => Matching::any().path(KEEP_ALIVE),
             Sent::Claim => Matching::any().path(TXN).message(claims),
             Sent::Release => Matching::any().path(TXN).message(releases),
+            Sent::Amend => Matching::any().path(TXN).message(amends),
         }
     }
 
@@ -138,7 +139,13 @@ fn operations(txn: &[u8]) -> Vec<u64> {
 
 fn claims(txn: &[u8]) -> bool {
     let operations = operations(txn);
-    operations.contains(&2) && !operations.contains(&3)
+    operations.contains(&2) && !operations.contains(&3) && !amends(txn)
+}
+
+/// Whether it puts only what was not written since: field 6 of a condition is the revision of the last write.
+fn amends(txn: &[u8]) -> bool {
+    let conditions = fields(txn).into_iter().filter(|(number, _)| *number == 1);
+    operations(txn) == [2] && conditions.flat_map(|(_, condition)| fields(condition)).any(|(number, _)| number == 6)
 }
 
 fn releases(txn: &[u8]) -> bool {

@@ -308,8 +308,17 @@ impl LockBackend for Memory {
         amended.metadata = Some(Arc::new(metadata.clone()));
         let published = amended.published();
         self.shared.fits(&published)?;
-        let amend = |store: &mut Store| store.amend(session, claim, Published::Metadata(published));
-        self.change(Call::Amend, ChangedBy::Request, amend).await
+        let claim = Arc::new(claim.clone());
+        for _ in 0..2 {
+            let amendments = self.shared.read(|store| store.amendments(&claim.key));
+            let (session, claim, published) = (session.clone(), Arc::clone(&claim), published.clone());
+            match self.send(Call::Amend, Request::Amend { session, claim, published, amendments }).await? {
+                Reply::Amended(held) => return Ok(held),
+                Reply::GuardFailed => {}
+                reply => return Err(mismatched(&reply)),
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "the metadata changed while it was amended"))
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<(Key, Holder)>, BackendError> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, FencingToken, Place, Release, SessionId, Standing};
+use dlock_core::{Claim, ClaimId, FencingToken, Metadata, Place, Release, SessionId, Standing};
 
 /// Which real store the rules are taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +77,17 @@ pub enum Request {
         /// The claim.
         claim: Arc<Claim>,
     },
+    /// Change what a holder published.
+    Amend {
+        /// With this session.
+        session: SessionId,
+        /// The claim.
+        claim: Arc<Claim>,
+        /// What others read from then on.
+        published: Metadata,
+        /// How often it was amended when this was sent; a copy that arrives after another amendment has no effect.
+        amendments: u32,
+    },
     /// Undo a claim.
     Release {
         /// With this session.
@@ -90,7 +101,9 @@ impl Request {
     /// The claim it is about, if it is about one.
     pub fn claim(&self) -> Option<&Claim> {
         match self {
-            Self::Claim { claim, .. } | Self::Confirm { claim, .. } | Self::Release { claim, .. } => Some(claim),
+            Self::Claim { claim, .. } | Self::Confirm { claim, .. } | Self::Amend { claim, .. } | Self::Release { claim, .. } => {
+                Some(claim)
+            }
             Self::Open { .. } | Self::Renew(_) | Self::Close(_) => None,
         }
     }
@@ -113,6 +126,8 @@ pub enum Reply {
     GuardFailed,
     /// The key is used for something else; nothing was changed.
     Conflict,
+    /// Whether the claim held its key, so that what it published was changed.
+    Amended(bool),
     /// What the release found.
     Released(Release),
 }

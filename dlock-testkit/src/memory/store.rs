@@ -7,7 +7,8 @@ use std::time::Duration;
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Moment, Place, Published, Release, SessionId, Standing, Woken,
+    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Metadata, Moment, Place, Published, Release, SessionId, Standing,
+    Woken,
 };
 
 use super::request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
@@ -55,7 +56,9 @@ struct Entry {
     claim: Arc<Claim>,
     token: FencingToken,
     /// What the holder published since, in place of what its claim says.
-    amended: Option<Published>,
+    amended: Option<Metadata>,
+    /// How often.
+    amendments: u32,
     granted: bool,
 }
 
@@ -99,6 +102,7 @@ impl Store {
             }
             Request::Claim { session, claim, place, guard } => self.claim(session, claim, *place, *guard, now),
             Request::Confirm { session, claim } => Reply::Standing(self.confirm(session, claim)),
+            Request::Amend { session, claim, published, amendments } => self.amend(session, claim, published, *amendments),
             Request::Release { session, claim } => Reply::Released(self.release(session, claim)),
         }
     }
@@ -209,7 +213,7 @@ impl Store {
                     _ => token,
                 };
                 let claimed = Arc::clone(claim);
-                let entry = Entry { session: session.clone(), claim: claimed, token, amended: None, granted: false };
+                let entry = Entry { session: session.clone(), claim: claimed, token, amended: None, amendments: 0, granted: false };
                 let slot = self.rules.profile == Profile::Slot;
                 self.change(&claim.key, |state| {
                     #[cfg(dlock_planted)]
@@ -364,12 +368,22 @@ impl Store {
     }
 
     /// Replaces what the holder published; `false` when the claim does not hold the key.
-    pub fn amend(&mut self, session: &SessionId, claim: &Claim, published: Published) -> bool {
-        let holds = self.holder_of(&claim.key).is_some_and(|(holder, id, _)| holder == session && id == claim.id);
-        if holds {
-            self.change(&claim.key, |state| state.line[0].amended = Some(published));
+    fn amend(&mut self, session: &SessionId, claim: &Claim, published: &Metadata, amendments: u32) -> Reply {
+        let first = self.keys.get(&claim.key).and_then(|state| state.line.first());
+        let Some(held) = first.filter(|entry| entry.is(session, claim.id)) else { return Reply::Amended(false) };
+        if held.amendments != amendments {
+            return Reply::GuardFailed;
         }
-        holds
+        self.change(&claim.key, |state| {
+            let held = &mut state.line[0];
+            (held.amended, held.amendments) = (Some(published.clone()), amendments + 1);
+        });
+        Reply::Amended(true)
+    }
+
+    /// How often what the holder of a key published was changed.
+    pub fn amendments(&self, key: &Key) -> u32 {
+        self.keys.get(key).and_then(|state| state.line.first()).map_or(0, |entry| entry.amendments)
     }
 
     /// Deletes a key with everything on it, as an operator would.
@@ -415,7 +429,7 @@ impl Entry {
     }
 
     fn holder(&self) -> Holder {
-        let published = self.amended.clone().unwrap_or_else(|| Published::Metadata(self.claim.published()));
+        let published = Published::Metadata(self.amended.clone().unwrap_or_else(|| self.claim.published()));
         let mut holder = Holder::new(published);
         holder.session = Some(self.session.clone());
         holder.token = Some(self.token);

@@ -53,6 +53,7 @@ impl OwnServer {
             Sent::Renew => "{\"Renew\"",
             Sent::Claim => "{\"Claim\"",
             Sent::Release => "{\"Release\"",
+            Sent::Amend => "{\"Amend\"",
         })
     }
 }

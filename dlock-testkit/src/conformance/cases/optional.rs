@@ -1,9 +1,9 @@
 //! What a store may offer beyond locking.
 
 use dlock_core::{ErrorKind, FencingToken, Metadata, Place};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::conformance::{Ability, Shown, Stage};
+use crate::conformance::{Ability, Sent, Shown, Stage};
 
 fn metadata(name: &str, value: impl Into<String>) -> Metadata {
     let mut metadata = Metadata::new();
@@ -17,12 +17,14 @@ pub async fn amended_metadata_is_read_by_others_and_the_token_stays(stage: &Stag
     let client = stage.client().await;
     let claim = stage.claim("k");
     let token = client.held(&claim).await;
+    let before = client.backend.inspect(&claim.key).await.unwrap();
     assert!(client.backend.amend(&client.session, &claim, &metadata("phase", "two")).await.unwrap());
     let seen = client.backend.inspect(&claim.key).await.unwrap();
     let read = seen.holders[0].published.metadata().expect("metadata");
     assert_eq!((read.get("phase"), read.get("purpose")), (Some("two"), None));
     assert_eq!(seen.holders[0].claim(), Some(claim.id));
-    assert!(client.held(&claim).await >= token);
+    assert_eq!(seen.holders[0].token, before.holders[0].token, "to others it is the same grant");
+    assert_eq!(client.held(&claim).await, token);
     assert!(client.release(&claim).await, "what was amended can be released");
     assert_eq!(client.holders(&claim.key).await, 0);
     Ok(())
@@ -44,6 +46,67 @@ pub async fn only_a_holder_amends(stage: &Stage) -> Shown {
     assert!(client.release(&claim).await);
     assert!(!client.backend.amend(&client.session, &claim, &phase).await.unwrap(), "not held any more");
     assert_eq!(client.holders(&claim.key).await, 0);
+    Ok(())
+}
+
+/// By the token that others read, and by no other.
+pub async fn what_was_amended_is_ended_by_its_token(stage: &Stage) -> Shown {
+    stage.claims(Ability::Amends).await?;
+    stage.claims(Ability::Evicts).await?;
+    let client = stage.client().await;
+    let claim = stage.claim("k");
+    let token = client.held(&claim).await;
+    for phase in ["two", "three"] {
+        assert!(client.backend.amend(&client.session, &claim, &metadata("phase", phase)).await.unwrap());
+    }
+    let later = FencingToken::new(token.get() + 1).expect("more than zero");
+    assert!(!client.backend.evict(&claim.key, later).await.unwrap());
+    assert!(client.backend.evict(&claim.key, token).await.unwrap());
+    assert_eq!(client.holders(&claim.key).await, 0);
+    Ok(())
+}
+
+/// An amendment that nobody waits for any more arrives after the next one was answered.
+pub async fn a_late_amendment_never_undoes_a_later_one(stage: &Stage) -> Shown {
+    stage.claims(Ability::Amends).await?;
+    let client = stage.client().await;
+    let claim = stage.claim("k");
+    client.held(&claim).await;
+    let late = stage.hold(Sent::Amend)?;
+    let (two, three) = (metadata("phase", "two"), metadata("phase", "three"));
+    tokio::select! {
+        biased;
+        answer = client.backend.amend(&client.session, &claim, &two) => panic!("answered while under way: {answer:?}"),
+        () = late.sent() => {}
+    }
+    assert!(client.backend.amend(&client.session, &claim, &three).await.unwrap());
+    late.deliver().await;
+    sleep(stage.moment()).await;
+    let seen = client.backend.inspect(&claim.key).await.unwrap();
+    assert_eq!(seen.holders[0].published.metadata().and_then(|read| read.get("phase")), Some("three"));
+    assert!(client.release(&claim).await);
+    Ok(())
+}
+
+/// An amendment that arrives after the release, when another holds the key.
+pub async fn a_late_amendment_never_touches_a_successor(stage: &Stage) -> Shown {
+    stage.claims(Ability::Amends).await?;
+    let (client, other) = (stage.client().await, stage.client().await);
+    let (first, second) = (stage.claim("k"), stage.claim("k"));
+    client.held(&first).await;
+    let (late, two) = (stage.hold(Sent::Amend)?, metadata("phase", "two"));
+    tokio::select! {
+        biased;
+        answer = client.backend.amend(&client.session, &first, &two) => panic!("answered while under way: {answer:?}"),
+        () = late.sent() => {}
+    }
+    assert!(client.release(&first).await);
+    other.held(&second).await;
+    late.deliver().await;
+    sleep(stage.moment()).await;
+    let seen = other.backend.inspect(&second.key).await.unwrap();
+    assert_eq!(seen.holders[0].published.metadata(), Some(&second.published()));
+    assert!(other.release(&second).await);
     Ok(())
 }
 

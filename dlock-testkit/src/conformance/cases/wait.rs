@@ -130,7 +130,8 @@ pub async fn a_place_that_is_removed_while_waiting_is_told(stage: &Stage) -> Sho
     stage.claims(Ability::Fifo).await?;
     let line = line(stage).await;
     let hint = line.wait_while(stage, stage.delete(&line.held.key)).await?;
-    assert_eq!(hint, Hint::ClaimGone);
+    // The holder's place went with it, of which the wait may hear first.
+    assert!(matches!(hint, Hint::MaybeFree | Hint::ClaimGone), "{hint:?}");
     let standing = line.waiter.backend.confirm(&line.waiter.session, &line.waiting, line.cursor).await.unwrap();
     assert_eq!(standing, Standing::ClaimGone);
     stage.client().await.held(&stage.claim("k")).await;
