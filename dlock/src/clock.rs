@@ -44,6 +44,12 @@ impl Clock {
         }
     }
 
+    /// A moment that has passed, on the runtime's clock.
+    pub(crate) fn to_past_instant(self, moment: Moment) -> Instant {
+        let now = Instant::now();
+        now.checked_sub(self.now().saturating_since(moment)).unwrap_or(now)
+    }
+
     /// The same moment on the runtime's clock, as of now.
     pub(crate) fn to_instant(self, moment: Moment) -> Instant {
         let now = Instant::now();

@@ -4,12 +4,14 @@ use std::future::Future;
 use std::ops::{ControlFlow, Deref};
 use std::time::Duration;
 
-use dlock_core::{Chance, Loss, RetryPolicy};
+use dlock_core::{Chance, Loss, Metadata, RetryPolicy};
 use tokio_util::sync::CancellationToken;
 
+use crate::amend::AmendError;
 use crate::error::{LockError, ReleaseUnknown};
 use crate::guard::{LockGuard, ReleaseOutcome};
 use crate::held::Held;
+use crate::observe::Observation;
 use crate::options::InvalidOptions;
 use crate::request::{LockRequest, Wanted, common_options};
 
@@ -51,6 +53,30 @@ impl Election {
     pub fn wait_at_most(mut self, most: Duration) -> Self {
         self.wanted.options.wait_at_most = Some(most);
         self
+    }
+
+    /// Who leads, from now on; no candidate itself. A bad name or option is told here, nothing is sent yet.
+    ///
+    /// ```no_run
+    /// # async fn example(locker: dlock::Locker) -> Result<(), dlock::LockError> {
+    /// use dlock::Leader;
+    ///
+    /// let mut leaders = locker.election("scheduler").observe()?;
+    /// while let Some(leader) = leaders.next().await {
+    ///     match leader {
+    ///         Leader::Elected(holder) => println!("{} leads", holder.owner().unwrap_or("somebody")),
+    ///         Leader::Vacant => println!("nobody leads"),
+    ///         _ => println!("the store is out of reach"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn observe(&self) -> Result<Observation, LockError> {
+        let engine = self.wanted.locker.engine();
+        let key = self.wanted.key.clone()?;
+        self.wanted.options.validate(engine.options.ttl)?;
+        Ok(Observation::new(engine, key, self.wanted.options.retry))
     }
 
     /// Waits to be elected. Free to drop: the candidacy is withdrawn.
@@ -121,6 +147,13 @@ impl Leadership {
     /// An owned witness of this term.
     pub fn held(&self) -> Held {
         self.guard.held()
+    }
+
+    /// Publishes other metadata in place of what the candidate campaigned with; term and token stay. As [`Held::amend`].
+    ///
+    /// Observers hear of it. Within [`lead`](Election::lead) the term's [`amend`](Held::amend) does the same.
+    pub async fn proclaim(&self, metadata: Metadata) -> Result<(), AmendError> {
+        self.guard.amend(metadata).await
     }
 
     /// Gives the term up, so that another is elected at once. As [`LockGuard::release`].

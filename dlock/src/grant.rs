@@ -6,8 +6,8 @@ use std::time::Duration;
 
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
-use dlock_core::{Claim, FencingToken, Loss, Moment};
-use tokio::sync::Notify;
+use dlock_core::{Claim, FencingToken, Loss, Metadata, Moment};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Pass;
@@ -26,6 +26,10 @@ pub(crate) struct Grant {
     loss: AtomicU8,
     lost: Notify,
     cancellation: OnceLock<CancellationToken>,
+    /// What the user published last in place of what the claim says.
+    amended: Mutex<Option<Arc<Metadata>>>,
+    /// Whoever amends: one after the other.
+    pub(crate) amending: Semaphore,
     pass: Mutex<Option<Pass>>,
 }
 
@@ -60,6 +64,8 @@ impl Grant {
             loss: AtomicU8::new(0),
             lost: Notify::new(),
             cancellation: OnceLock::new(),
+            amended: Mutex::new(None),
+            amending: Semaphore::const_new(1),
             pass: Mutex::new(None),
         }
     }
@@ -67,6 +73,17 @@ impl Grant {
     /// Keeps the gate of the key closed from here on.
     pub(crate) fn keep_gate(&self, pass: Option<Pass>) {
         *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = pass;
+    }
+
+    /// What the user published last, as far as the store answered.
+    pub(crate) fn metadata(&self) -> Option<Arc<Metadata>> {
+        let amended = self.amended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        amended.or_else(|| self.claim.metadata.clone())
+    }
+
+    /// The store answered that others read this from now on.
+    pub(crate) fn amended(&self, metadata: Arc<Metadata>) {
+        *self.amended.lock().unwrap_or_else(PoisonError::into_inner) = Some(metadata);
     }
 
     /// What is owed to the store for this grant, once it was [taken](Session::take) out of its session.

@@ -5,10 +5,11 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{ClaimId, FencingToken, Key, Loss, Metadata};
+use dlock_core::{Claim, ClaimId, FencingToken, Key, Loss, Metadata};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::amend::{AmendError, amend};
 use crate::error::{CheckError, Lost};
 use crate::grant::Grant;
 
@@ -39,9 +40,19 @@ impl Held {
         self.grant.claim.id
     }
 
-    /// All that others read of this holder.
+    /// All that others read of this holder, as of the last [amendment](Self::amend) that was answered.
     pub fn metadata(&self) -> Metadata {
-        self.grant.claim.published()
+        let mut claim = Claim::clone(&self.grant.claim);
+        claim.metadata = self.grant.metadata();
+        claim.published()
+    }
+
+    /// Publishes other metadata in place of what the lock was asked for with; lock and token stay.
+    ///
+    /// Takes five seconds at most, and ends at once when the lock is lost. Amendments of one lock follow one another, and none that was given
+    /// up undoes a later one. Free to drop; what others read then is the old or the new.
+    pub async fn amend(&self, metadata: Metadata) -> Result<(), AmendError> {
+        amend(&self.grant, metadata).await
     }
 
     /// Until when the lock is surely held, as far as is known now, on the runtime's clock; renewals move it on.

@@ -112,7 +112,7 @@ impl Keeper {
                     break end;
                 }
             };
-            if matches!(event, LeaseEvent::Renewed { .. }) {
+            if self.session.take_audit_wanted() || matches!(event, LeaseEvent::Renewed { .. }) {
                 self.audit.ask();
             }
             self.start(action, until);

@@ -77,6 +77,7 @@
 //! | `TRACE` | every answer of Consul's |
 
 mod acquisition;
+mod amend;
 mod clock;
 mod connect;
 mod election;
@@ -90,6 +91,7 @@ mod held;
 mod interference;
 mod keeper;
 mod locker;
+mod observe;
 mod options;
 mod request;
 mod session;
@@ -97,6 +99,7 @@ mod shutdown;
 mod stage;
 mod undo;
 
+pub use amend::AmendError;
 pub use connect::{ConnectError, backend, builder, connect};
 #[cfg(feature = "consul")]
 pub use dlock_consul::{ConfigError as ConsulConfigError, Consul, ConsulOptions};
@@ -114,6 +117,7 @@ pub use fence::{Fence, StaleToken};
 pub use guard::{LockGuard, ReleaseOutcome};
 pub use held::Held;
 pub use locker::{Locker, LockerBuilder};
+pub use observe::{Leader, Observation};
 pub use options::InvalidOptions;
 pub use request::{LockRequest, TryRequest};
 pub use shutdown::{LeftBehind, ShutdownReport};

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Capabilities, InvalidRetryPolicy, Lease, Metadata, ReservedName, RetryPolicy, TtlRange};
+use dlock_core::{Capabilities, InvalidRetryPolicy, Lease, Limits, Metadata, ReservedName, RetryPolicy, TtlRange};
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +55,7 @@ pub(crate) const REPORT_HELD_AFTER: Duration = Duration::from_secs(300);
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(75);
 
 /// The most that dlock's own entries take besides the owner's name.
-const RESERVED_BYTES: usize = 128;
+const RESERVED_BYTES: usize = 176;
 
 /// What holds for one acquisition.
 #[derive(Clone, Debug, Default)]
@@ -72,14 +72,6 @@ pub(crate) struct RequestOptions {
 }
 
 impl RequestOptions {
-    /// The size of what will be published, with the entries that dlock adds.
-    pub(crate) fn metadata_bytes(&self, owner: &str) -> usize {
-        let user = serde_json::to_string(&self.metadata).map_or(usize::MAX, |json| json.len());
-        let owner = serde_json::to_string(owner).map_or(usize::MAX, |json| json.len());
-        // The names, a timestamp, a claim id, quotes and commas.
-        user.saturating_add(owner).saturating_add(RESERVED_BYTES)
-    }
-
     pub(crate) fn validate(&self, ttl: Duration) -> Result<(), InvalidOptions> {
         if let Some(mistake) = &self.mistake {
             return Err(mistake.clone());
@@ -105,6 +97,18 @@ impl RequestOptions {
         }
         Ok(())
     }
+}
+
+/// Checks that the store has room for what a holder publishes, with the entries that dlock adds.
+pub(crate) fn validate_metadata(metadata: &Metadata, owner: &str, limits: Limits) -> Result<(), InvalidOptions> {
+    let json_bytes = |json: serde_json::Result<String>| json.map_or(usize::MAX, |json| json.len());
+    let (user, owner) = (json_bytes(serde_json::to_string(metadata)), json_bytes(serde_json::to_string(owner)));
+    // The names, a timestamp, a claim id, a token, quotes and commas.
+    let bytes = user.saturating_add(owner).saturating_add(RESERVED_BYTES);
+    if bytes > limits.metadata_bytes {
+        return Err(InvalidOptions::MetadataTooLarge { bytes, limit: limits.metadata_bytes });
+    }
+    Ok(())
 }
 
 pub(crate) fn validate_ttl(ttl: Duration, capabilities: &Capabilities) -> Result<(), InvalidOptions> {

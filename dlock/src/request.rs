@@ -14,7 +14,7 @@ use crate::error::{LockError, RunError};
 use crate::guard::LockGuard;
 use crate::held::Held;
 use crate::locker::Locker;
-use crate::options::{InvalidOptions, RequestOptions};
+use crate::options::{InvalidOptions, RequestOptions, validate_metadata};
 
 /// A lock that is wanted; await it to wait for it, or [`run`](Self::run) work under it.
 ///
@@ -150,10 +150,7 @@ impl Wanted {
         if key.as_str().len() > limits.key_bytes {
             return Err(InvalidOptions::KeyTooLong { bytes: key.as_str().len(), limit: limits.key_bytes }.into());
         }
-        let bytes = self.options.metadata_bytes(&engine.options.owner);
-        if bytes > limits.metadata_bytes {
-            return Err(InvalidOptions::MetadataTooLarge { bytes, limit: limits.metadata_bytes }.into());
-        }
+        validate_metadata(&self.options.metadata, &engine.options.owner, limits)?;
         let span = tracing::debug_span!("lock", %key, ?place);
         // The locker lives at least as long as the acquisition, so that its sessions are not closed under it.
         let _alive = self.locker.clone();

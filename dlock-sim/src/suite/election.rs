@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dlock::{FencingToken, Held, LockError, Loss, ReleaseOutcome};
-use dlock_testkit::conformance::{Shown, Stage};
+use dlock::{FencingToken, Held, Holder, Leader, LockError, Loss, Metadata, ReleaseOutcome};
+use dlock_testkit::conformance::{Sent, Shown, Stage};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -147,6 +147,101 @@ pub async fn shutdown_ends_leading(stage: &Stage) -> Shown {
     assert!(locker.shutdown(stage.prompt() * 3).await.is_clean());
     let ended = leading.await.unwrap();
     assert!(matches!(ended, Err(LockError::ShutDown) | Ok(Loss::Shutdown)), "{ended:?}");
+    Ok(())
+}
+
+fn metadata(name: &str, value: &str) -> Metadata {
+    let mut metadata = Metadata::new();
+    metadata.insert(name, value).expect("the name is not reserved");
+    metadata
+}
+
+/// What a leader is known by under this name.
+fn says<'a>(leader: &'a Leader, name: &str) -> Option<&'a str> {
+    leader.elected()?.published.metadata()?.get(name)
+}
+
+/// Another reads what was proclaimed last, under the token of the term, which goes on.
+pub async fn a_proclamation_is_read_by_others_and_the_term_stays(stage: &Stage) -> Shown {
+    let (leader, other, a) = (locker(stage).await, locker(stage).await, key(stage, "scheduler"));
+    let term = leader.election(&a).metadata("zone", "a").metadata("rack", "7").campaign().await.unwrap();
+    for zone in ["b", "c"] {
+        term.proclaim(metadata("zone", zone)).await.unwrap();
+        let seen = other.inspect(&a).await.unwrap();
+        assert_eq!(seen.holders[0].token, term.token());
+        let read = seen.holders[0].published.metadata().expect("metadata");
+        assert_eq!((read.get("zone"), read.get("rack")), (Some(zone), None));
+        assert_eq!((term.check(), term.metadata().get("zone")), (Ok(()), Some(zone)));
+    }
+    let token = term.token();
+    assert_eq!(term.resign().await, Ok(ReleaseOutcome::Released));
+    let next = timeout(stage.prompt(), other.election(&a).campaign()).await.expect("it is free").unwrap();
+    assert!(next.token() > token);
+    Ok(())
+}
+
+/// Perhaps it was published: asked again, the store says so.
+pub async fn a_lost_reply_to_a_proclamation_is_found_out(stage: &Stage) -> Shown {
+    let (leader, a) = (locker(stage).await, key(stage, "scheduler"));
+    let term = leader.election(&a).campaign().await.unwrap();
+    stage.lose_reply(Sent::Amend)?;
+    term.proclaim(metadata("zone", "b")).await.unwrap();
+    let seen = leader.inspect(&a).await.unwrap();
+    assert_eq!(seen.holders[0].published.metadata().and_then(|read| read.get("zone")), Some("b"));
+    assert_eq!(seen.holders[0].token, term.token());
+    assert_eq!(term.resign().await, Ok(ReleaseOutcome::Released));
+    Ok(())
+}
+
+/// Who leads is told at once, and then every change.
+pub async fn an_observer_is_told_of_leaders_proclamations_and_vacancies(stage: &Stage) -> Shown {
+    let (leader, next, a) = (locker(stage).await, locker(stage).await, key(stage, "scheduler"));
+    let mut leaders = locker(stage).await.election(&a).observe().unwrap();
+    let mut told = async || timeout(stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    assert!(matches!(told().await, Leader::Vacant));
+    let term = leader.election(&a).metadata("zone", "a").campaign().await.unwrap();
+    let elected = told().await;
+    assert_eq!((elected.token(), says(&elected, "zone")), (term.token(), Some("a")));
+    assert_eq!(elected.elected().and_then(Holder::owner), Some(leader.owner()));
+    term.proclaim(metadata("zone", "b")).await.unwrap();
+    let proclaimed = told().await;
+    assert_eq!((proclaimed.token(), says(&proclaimed, "zone")), (term.token(), Some("b")));
+    term.resign().await.unwrap();
+    assert!(matches!(told().await, Leader::Vacant));
+    let term = next.election(&a).campaign().await.unwrap();
+    assert_eq!(told().await.token(), term.token());
+    Ok(())
+}
+
+/// When the store forgets a leader that is silent, observers hear of it.
+pub async fn an_observer_is_told_of_a_silent_leaders_end(stage: &Stage) -> Shown {
+    let (leader, a) = (brief_locker(stage).await, key(stage, "scheduler"));
+    let term = leader.election(&a).campaign().await.unwrap();
+    stage.cut().await?;
+    let mut leaders = locker(stage).await.election(&a).observe().unwrap();
+    let told = timeout(stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    assert_eq!(told.token(), term.token());
+    let told = timeout(brief(stage) * 3, leaders.next()).await.expect("it must be told").unwrap();
+    assert!(matches!(told, Leader::Vacant), "{told:?}");
+    assert!(term.check().is_err(), "whoever led knew before");
+    Ok(())
+}
+
+/// While nothing can be known, that is told; and who leads, once it can.
+pub async fn an_observer_knows_nothing_while_the_store_is_out_of_reach(stage: &Stage) -> Shown {
+    let (leader, a) = (locker(stage).await, key(stage, "scheduler"));
+    let term = leader.election(&a).campaign().await.unwrap();
+    let mut leaders = brief_locker(stage).await.election(&a).observe().unwrap();
+    let told = timeout(stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    assert_eq!(told.token(), term.token());
+    stage.cut().await?;
+    // A waiting request may be the last that was sent before; it is asked again after a ttl.
+    let patience = Duration::from_secs(5);
+    let told = timeout(brief(stage) + patience + stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    assert!(matches!(told, Leader::Unknown { .. }), "{told:?}");
+    stage.heal().await;
+    let told = timeout(patience + stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    assert_eq!(told.token(), term.token(), "a long ttl outlives this");
     Ok(())
 }
 

@@ -122,6 +122,11 @@ macro_rules! locker_cases {
                 a_leader_that_continues_lets_another_in,
                 a_campaign_is_cancelled_and_a_term_that_began_goes_on,
                 shutdown_ends_leading,
+                a_proclamation_is_read_by_others_and_the_term_stays,
+                a_lost_reply_to_a_proclamation_is_found_out,
+                an_observer_is_told_of_leaders_proclamations_and_vacancies,
+                an_observer_is_told_of_a_silent_leaders_end,
+                an_observer_knows_nothing_while_the_store_is_out_of_reach,
                 a_bad_name_and_a_reserved_entry_are_refused,
             }
             process {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(crate) struct Session {
     keeper: AtomicU64,
     /// When that keeper is to be heard of again, in nanoseconds on the clock.
     heard_by: AtomicU64,
+    /// The store answered as if a grant were not held.
+    audit_wanted: AtomicBool,
 }
 
 struct State {
@@ -129,6 +131,7 @@ impl Session {
             stages: Stages::new(),
             keeper: AtomicU64::new(0),
             heard_by: AtomicU64::new(0),
+            audit_wanted: AtomicBool::new(false),
         }
     }
 
@@ -231,6 +234,17 @@ impl Session {
             engine.forgotten_by_the_store();
         }
         self.wake.notify_one();
+    }
+
+    /// Lets the keeper find out at once which grants were ended from outside.
+    pub(crate) fn want_audit(&self) {
+        self.audit_wanted.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Whether somebody wanted that since it was last asked.
+    pub(crate) fn take_audit_wanted(&self) -> bool {
+        self.audit_wanted.swap(false, Ordering::AcqRel)
     }
 
     /// No new claims; closed once nothing is held, owed or being acquired.

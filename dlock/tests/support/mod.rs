@@ -1,6 +1,8 @@
 //! What the tests of the locker share: stores, lockers, keys.
 #![allow(dead_code, missing_docs)] // each test binary uses a part
 
+pub mod plain;
+
 use std::time::Duration;
 
 use dlock::{Key, Locker};
