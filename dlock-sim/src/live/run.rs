@@ -102,13 +102,21 @@ pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
     let (told, listening) = channel();
     let registers = Arc::new(Registers::new(&keys, clock, told.clone()));
     let register_server = RegisterServer::start(Arc::clone(&registers)).await?;
-    let job = Job { registers: register_server.address(), clock, ttl: live.ttl, brisk, slow, tasks: TASKS, seed: live.seed };
+    let job = Job {
+        registers: register_server.address(),
+        clock,
+        ttl: live.ttl,
+        brisk,
+        slow: slow.clone(),
+        tasks: TASKS,
+        seed: live.seed,
+    };
     let contract = Contract { program: live.program.clone(), folder: folder.clone(), job, access };
     let mut fleet = Fleet::start(contract, &servers.addresses(), WORKERS, told.clone()).await?;
 
     let until = clock.now() + live.storm.as_micros() as u64;
     let began = Instant::now();
-    let misfortune = Misfortune { store: live.store, fleet: &mut fleet, operator: &*operator, clock, ttl: live.ttl };
+    let misfortune = Misfortune { store: live.store, fleet: &mut fleet, operator: &*operator, slow: &slow, clock, ttl: live.ttl };
     let (of_servers, of_workers) =
         tokio::join!(strike_servers(&mut *servers, clock, live.ttl, live.seed, until), misfortune.strike(live.seed, until));
     let mut strikes = of_servers?;

@@ -20,6 +20,8 @@ pub(in crate::live) struct Misfortune<'a> {
     pub(in crate::live) fleet: &'a mut Fleet,
     /// Who does it where it takes somebody.
     pub(in crate::live) operator: &'a dyn Operator,
+    /// The keys that are held for long.
+    pub(in crate::live) slow: &'a [String],
     /// What the time is told by.
     pub(in crate::live) clock: Clock,
     /// Of the workers' sessions.
@@ -52,14 +54,15 @@ impl Misfortune<'_> {
         Ok(strikes)
     }
 
-    /// Anybody, and every other time somebody who holds a lock.
+    /// Anybody, and two times in three somebody who holds a slow lock: a brisk one would be given back before anything strikes.
     async fn victim(&self, draws: &mut fastrand::Rng) -> usize {
         let places = self.fleet.places();
         let anybody = draws.usize(..places.len());
-        if draws.bool() {
+        if draws.u8(..3) == 0 {
             return anybody;
         }
-        let Ok(held) = self.operator.targets(Kind::DeleteKey).await else { return anybody };
+        let Ok(mut held) = self.operator.targets(Kind::DeleteKey).await else { return anybody };
+        held.retain(|held| held.key.as_ref().is_some_and(|key| self.slow.contains(key)));
         let holder = draws.choice(held).and_then(|held| held.client);
         places.iter().position(|place| Some(place.client) == holder).unwrap_or(anybody)
     }
