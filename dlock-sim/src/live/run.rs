@@ -81,9 +81,9 @@ pub enum LiveError {
 
 const SERVERS: usize = 3;
 const WORKERS: usize = 5;
-const BRISK_KEYS: usize = 5;
-const SLOW_KEYS: usize = 2;
-const TASKS: u32 = 3;
+const BRISK_KEYS: usize = 8;
+const SLOW_KEYS: usize = 3;
+const TASKS: u32 = 5;
 /// How long workers may take to give everything back and end.
 const FAREWELL: Duration = Duration::from_secs(20);
 
