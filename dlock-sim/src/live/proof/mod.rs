@@ -40,6 +40,9 @@ pub struct Proof {
     pub explained: usize,
     /// Holders that stood still while the next one held the lock.
     pub stood_still: usize,
+    /// Acquisitions that were told later than one with a higher token. Where tokens are places in a line, the others are first come, first
+    /// served.
+    pub overtaken: usize,
 }
 
 /// A lock that a worker was told it holds.
@@ -171,6 +174,7 @@ impl Looking<'_> {
         let mut next: Option<Holding> = None;
         for holding in holdings.iter().rev() {
             if let Some(next) = next {
+                self.proof.overtaken += usize::from(next.from < holding.from);
                 self.judge(holding, &next);
             }
             next = next.filter(|next| next.from < holding.from).or(Some(*holding));

@@ -89,6 +89,21 @@ fn an_operators_act_excuses_nobody_for_ever() {
 }
 
 #[test]
+fn who_is_told_before_another_with_a_lower_token_has_overtaken_it() {
+    let lines = [
+        (2, 1, held(1, 7)),
+        (3, 1, Event::Releasing { op: 1 }),
+        (4, 2, held(2, 9)),
+        (5, 2, Event::Releasing { op: 2 }),
+        (6, 3, held(3, 8)),
+        (7, 3, Event::Releasing { op: 3 }),
+    ];
+    let proof = found(&lines, &[]);
+    assert_eq!(proof.overtaken, 1);
+    assert!(proof.violations.iter().any(|it| it.contains("believed in token 8")), "{:?}", proof.violations);
+}
+
+#[test]
 fn a_token_below_an_earlier_holders_is_a_violation() {
     let lines = [
         (1, 1, wants(1)),
