@@ -1,4 +1,4 @@
-//! What goes wrong in a run, drawn from its seed: one lane strikes the [servers](strike_servers), one the [workers](Misfortune), their network
+//! What goes wrong in a run, drawn from its seed: one lane strikes the servers, one the workers, their network
 //! and their locks.
 //!
 //! Every kind strikes once before any strikes again. One server is struck, so that the others remain a majority, or all of them are.
