@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs everything that is drawn at random, for a long time: live faults on a real Consul, and simulations with fresh seeds.
+# Runs everything that is drawn at random, for a long time: live faults on a real Consul and etcd, and simulations with fresh seeds.
 #
 # usage: scripts/soak.sh MINUTES
 #
-# About half of the time goes to the live faults, in rounds of five minutes with a cluster and a seed of their own; the other half to
-# campaigns of the simulators (machines, locker, wire). What is under way when the time is up is finished. Stops at the first failure,
-# whose output names the seed and what replays it; all output is in target/dlock-sim/soak.log.
+# About half of the time goes to the live faults, in rounds of five minutes with a cluster and a seed of their own, on one store after the
+# other; the other half to campaigns of the simulators (machines, locker, wire). What is under way when the time is up is finished. Stops at
+# the first failure, whose output names the seed and what replays it; all output is in target/dlock-sim/soak.log.
 #
 # DLOCK_SOAK_SEED   where the seeds begin; by default the time, so that no two soaks are alike
 set -euo pipefail
@@ -23,7 +23,7 @@ fi
 cd "$(dirname "$0")/.."
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later" >&2; exit 1; }
 ./scripts/install-protoc.sh
-./scripts/install-servers.sh consul
+./scripts/install-servers.sh
 
 minutes=$1
 seed=${DLOCK_SOAK_SEED:-$(date +%s)}
@@ -38,8 +38,11 @@ campaigns=(
     "consuls_client_keeps_its_promises 5000"
 )
 
+# A round's live faults strike one of these.
+stores=(etcd consul)
+
 echo "building ..."
-cargo test -q -p dlock-sim --test live --test campaigns --no-run
+cargo test -q -p dlock-sim --test live_consul --test live_etcd --test campaigns --no-run
 
 SECONDS=0
 end=$((minutes * 60))
@@ -63,8 +66,9 @@ while [ $SECONDS -lt $end ]; do
     round=$((round + 1))
     storm=$(((end - SECONDS) / 2))
     storm=$((storm > 300 ? 300 : storm < 20 ? 20 : storm))
-    attempt "live faults for $storm s, seed $seed" \
-        env DLOCK_LIVE_SECONDS=$storm DLOCK_LIVE_SEED="$seed" cargo test -q -p dlock-sim --test live -- --nocapture
+    store=${stores[$((round % ${#stores[@]}))]}
+    attempt "live faults on $store for $storm s, seed $seed" \
+        env DLOCK_LIVE_SECONDS=$storm DLOCK_LIVE_SEED="$seed" cargo test -q -p dlock-sim --test "live_$store" -- --nocapture
     seed=$((seed + 1))
     simulated=$((SECONDS + storm))
     while [ $SECONDS -lt $simulated ] && [ $SECONDS -lt $end ]; do

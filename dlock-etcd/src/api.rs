@@ -207,6 +207,10 @@ impl Api {
             let mut attempt = self.endpoints.watch_over(&connected);
             let answer = timeout(self.attempt, ask(Arc::clone(&connected))).await;
             attempt.answered();
+            let endpoint = self.endpoints.name(&connected);
+            if let Ok(answer) = &answer {
+                tracing::trace!(what = asked.what, endpoint, ok = answer.is_ok(), "etcd answered");
+            }
             let error = match answer {
                 Ok(Ok(answer)) => return self.of_our_cluster(asked, &connected, answer).map(Ok),
                 Ok(Err(error)) => error,

@@ -84,6 +84,11 @@ impl Endpoints {
         self.all.len()
     }
 
+    /// Where a connection goes to.
+    pub(crate) fn name(&self, connected: &Connected) -> &str {
+        &self.all[connected.place].name
+    }
+
     /// The connection that calls go over now, made if there is none. An endpoint that cannot be reached is left for the next, so that it
     /// costs one connect limit once. Free to drop.
     pub(crate) async fn connect(&self) -> Result<Arc<Connected>, NotConnected> {

@@ -5,7 +5,7 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use dlock_testkit::servers::{EtcdCluster, EtcdServer, shared_etcd};
+use dlock_testkit::servers::{EtcdCluster, EtcdGateway, EtcdServer, shared_etcd};
 
 #[tokio::test]
 async fn two_servers_run_side_by_side_and_die_with_their_handles() {
@@ -83,6 +83,19 @@ async fn a_user_may_write_under_its_prefix_only() {
     assert!(may("locks/a"));
     assert!(!may("other/a"));
     assert!(server.run(&["get", "locks/a"]).unwrap().contains("locks/a"));
+}
+
+#[tokio::test]
+async fn every_member_of_a_cluster_with_auth_lets_in_root_and_no_stranger() {
+    let mut cluster = EtcdCluster::start_with_auth(3).await.unwrap();
+    for member in cluster.members() {
+        assert!(EtcdGateway::at(member.address()).entries("").await.is_err());
+        assert_eq!(member.gateway().entries("").await.unwrap(), []);
+        member.gateway().put("k", "value", 0).await.unwrap();
+        assert_eq!(member.gateway().entries("").await.unwrap().len(), 1);
+        member.gateway().delete("k").await.unwrap();
+    }
+    assert!(cluster.leader().await.is_some());
 }
 
 #[tokio::test]

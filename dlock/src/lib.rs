@@ -67,14 +67,14 @@
 //!
 //! # What is logged
 //!
-//! Through `tracing`, under the targets `dlock` and `dlock_consul`. No secret is ever in a log line or an error.
+//! Through `tracing`, under the targets `dlock`, `dlock_consul` and `dlock_etcd`. No secret is ever in a log line or an error.
 //!
 //! | level | what |
 //! |---|---|
 //! | `WARN` | a lock or session that was lost and why, a late renewal, a session that cannot be opened yet, held locks that cannot be audited, a release that is not answered or whose session is retired for it, a shutdown that left something |
 //! | `INFO` | a lock that ended by `hold_at_most` or shutdown, a session renewed again, a candidate elected, a wait of more than ten seconds with the last holder, a lock held for more than five minutes |
 //! | `DEBUG` | locks acquired, given back and not acquired, sessions opened and ended, calls that failed and are tried again |
-//! | `TRACE` | every answer of Consul's |
+//! | `TRACE` | every answer of Consul's or etcd's |
 
 mod acquisition;
 mod amend;

@@ -4,27 +4,28 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use dlock_testkit::servers::{ConsulCluster, StartError};
+use dlock_testkit::servers::StartError;
 
 use super::fleet::{Contract, Fleet};
-use super::operator::Operator;
 use super::proof::{Proof, prove};
 use super::register::{RegisterServer, Registers, Tally};
+use super::store::{Operator, PREFIX, Running, SECRET, Store};
 use super::storm::{Kind, Misfortune, StormError, Strike, strike_servers};
 use super::told::histories;
-use super::worker::{Job, SECRET};
+use super::worker::Job;
 use super::{Clock, Told};
 use crate::history::{Event, Line};
 
 /// What a run is to be like.
 #[derive(Clone, Debug)]
 pub struct Live {
+    /// Where workers contend.
+    pub store: Store,
     /// Draws what goes wrong and what workers do. Processes and servers keep their own time, so another run of the same seed meets the same
     /// faults in the same order, but not the same instants.
     pub seed: u64,
@@ -50,7 +51,7 @@ pub struct Outcome {
     pub tally: Tally,
     /// What was left at the servers although it should have lapsed.
     pub leftovers: Vec<String>,
-    /// How many lines the workers logged of what they sent to Consul.
+    /// How many lines the workers logged of what they sent to the store.
     pub logged: usize,
     /// Those of them that tell a secret.
     pub told_secrets: Vec<String>,
@@ -80,23 +81,20 @@ pub enum LiveError {
 
 const SERVERS: usize = 3;
 const WORKERS: usize = 5;
-const BRISK_KEYS: usize = 5;
-const SLOW_KEYS: usize = 2;
-const TASKS: u32 = 3;
-const PREFIX: &str = "live/";
+const BRISK_KEYS: usize = 8;
+const SLOW_KEYS: usize = 3;
+const TASKS: u32 = 5;
 /// How long workers may take to give everything back and end.
 const FAREWELL: Duration = Duration::from_secs(20);
 
 /// Runs it. Everything that it started has ended when it returns, or when it is dropped.
 pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
-    let folder = live.folder.join(format!("{:016x}", live.seed));
+    let folder = live.folder.join(format!("{}-{:016x}", live.store, live.seed));
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
     fs::create_dir_all(&folder)?;
-    let mut cluster = ConsulCluster::start(SERVERS).await?;
-    let servers: Vec<SocketAddr> = cluster.agents().iter().map(dlock_testkit::servers::ConsulAgent::address).collect();
-    let operator = Operator::new(servers.clone());
+    let Running { mut servers, operator, access } = live.store.start(SERVERS).await?;
     let named = |kind: &str, number: usize| (0..number).map(|n| format!("{PREFIX}{kind}-{n}")).collect::<Vec<_>>();
     let (brisk, slow) = (named("brisk", BRISK_KEYS), named("slow", SLOW_KEYS));
     let keys = [brisk.clone(), slow.clone()].concat();
@@ -104,15 +102,23 @@ pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
     let (told, listening) = channel();
     let registers = Arc::new(Registers::new(&keys, clock, told.clone()));
     let register_server = RegisterServer::start(Arc::clone(&registers)).await?;
-    let job = Job { registers: register_server.address(), clock, ttl: live.ttl, brisk, slow, tasks: TASKS, seed: live.seed };
-    let contract = Contract { program: live.program.clone(), folder: folder.clone(), job };
-    let mut fleet = Fleet::start(contract, &servers, WORKERS, told.clone()).await?;
+    let job = Job {
+        registers: register_server.address(),
+        clock,
+        ttl: live.ttl,
+        brisk,
+        slow: slow.clone(),
+        tasks: TASKS,
+        seed: live.seed,
+    };
+    let contract = Contract { program: live.program.clone(), folder: folder.clone(), job, access };
+    let mut fleet = Fleet::start(contract, &servers.addresses(), WORKERS, told.clone()).await?;
 
     let until = clock.now() + live.storm.as_micros() as u64;
     let began = Instant::now();
-    let misfortune = Misfortune { fleet: &mut fleet, operator: &operator, prefix: PREFIX, clock, ttl: live.ttl };
+    let misfortune = Misfortune { store: live.store, fleet: &mut fleet, operator: &*operator, slow: &slow, clock, ttl: live.ttl };
     let (of_servers, of_workers) =
-        tokio::join!(strike_servers(&mut cluster, clock, live.ttl, live.seed, until), misfortune.strike(live.seed, until));
+        tokio::join!(strike_servers(&mut *servers, clock, live.ttl, live.seed, until), misfortune.strike(live.seed, until));
     let mut strikes = of_servers?;
     strikes.extend(of_workers?);
     let took = began.elapsed();
@@ -121,7 +127,7 @@ pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
     // Sessions of the killed lapse within two ttl of the last election.
     tokio::time::sleep(live.ttl * 4).await;
     fleet.dismiss(FAREWELL).await?;
-    let leftovers = lapse(&operator, live.ttl * 2).await.map_err(LiveError::Unasked)?;
+    let leftovers = lapse(&*operator, live.ttl * 2).await.map_err(LiveError::Unasked)?;
 
     strikes.sort_by_key(|strike| strike.from);
     for (nth, strike) in (0..).zip(&strikes) {
@@ -132,12 +138,12 @@ pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
         fs::write(folder.join(format!("{}.jsonl", key.trim_start_matches(PREFIX))), history.to_json_lines())?;
     }
     let proof = prove(&histories, &strikes, live.ttl);
-    let (logged, told_secrets) = read_logs(&folder)?;
+    let (logged, told_secrets) = read_logs(&folder, live.store.logs())?;
     Ok(Outcome { live: live.clone(), strikes, proof, tally: registers.tally(), leftovers, logged, told_secrets, took, folder })
 }
 
-/// How many lines in the logs of a folder tell of what was sent to Consul, and all that tell the secret.
-fn read_logs(folder: &Path) -> io::Result<(usize, Vec<String>)> {
+/// How many lines in the logs of a folder are of what was sent to the store, and all that tell the secret.
+fn read_logs(folder: &Path, target: &str) -> io::Result<(usize, Vec<String>)> {
     let (mut logged, mut told) = (0, Vec::new());
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -146,7 +152,7 @@ fn read_logs(folder: &Path) -> io::Result<(usize, Vec<String>)> {
         }
         // A killed process may end in the middle of a character.
         let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
-        logged += text.lines().filter(|line| line.contains("TRACE") && line.contains("dlock_consul")).count();
+        logged += text.lines().filter(|line| line.contains("TRACE") && line.contains(target)).count();
         let secrets = text.lines().filter(|line| line.contains(SECRET));
         told.extend(secrets.map(|line| format!("{}: {line}", path.display())));
     }
@@ -154,10 +160,10 @@ fn read_logs(folder: &Path) -> io::Result<(usize, Vec<String>)> {
 }
 
 /// What is still at the servers after so long.
-async fn lapse(operator: &Operator, within: Duration) -> io::Result<Vec<String>> {
+async fn lapse(operator: &dyn Operator, within: Duration) -> io::Result<Vec<String>> {
     let began = Instant::now();
     loop {
-        let left = operator.leftovers(PREFIX).await?;
+        let left = operator.leftovers().await?;
         if left.is_empty() || began.elapsed() > within {
             return Ok(left);
         }
@@ -183,10 +189,10 @@ impl Outcome {
         failures.extend(self.leftovers.iter().map(|left| format!("left over: {left}")));
         failures.extend(self.told_secrets.iter().map(|line| format!("a secret is told in {line}")));
         if self.logged == 0 {
-            failures.push(
-                "void: the workers logged nothing of what they sent; leave DLOCK_LIVE_LOG unset, or let it hold dlock_consul=trace"
-                    .to_owned(),
-            );
+            let target = self.live.store.logs();
+            failures.push(format!(
+                "void: the workers logged nothing of what they sent; leave DLOCK_LIVE_LOG unset, or let it hold {target}=trace"
+            ));
         }
         if self.per_second() < Self::LEAST_PER_SECOND {
             let least = Self::LEAST_PER_SECOND;
@@ -197,16 +203,17 @@ impl Outcome {
 
     /// The kinds that never struck.
     pub fn missed(&self) -> Vec<Kind> {
-        Kind::all().filter(|kind| self.strikes.iter().all(|strike| strike.kind != *kind)).collect()
+        Kind::all(self.live.store).filter(|kind| self.strikes.iter().all(|strike| strike.kind != *kind)).collect()
     }
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { live, strikes, proof, tally, took, .. } = self;
+        let proved = format!("proof: live on {}", live.store);
         writeln!(
             f,
-            "proof: live: seed {}, {SERVERS} servers, {WORKERS} workers, {} keys, ttl {:?}, {:.0} s",
+            "{proved}: seed {}, {SERVERS} servers, {WORKERS} workers, {} keys, ttl {:?}, {:.0} s",
             live.seed,
             BRISK_KEYS + SLOW_KEYS,
             live.ttl,
@@ -214,7 +221,7 @@ impl fmt::Display for Outcome {
         )?;
         writeln!(
             f,
-            "proof: live: {} lock operations in the storm, {:.0} a second; in all held {}, refused {}, released {}",
+            "{proved}: {} lock operations in the storm, {:.0} a second; in all held {}, refused {}, released {}",
             proof.in_storm,
             self.per_second(),
             proof.held,
@@ -225,24 +232,25 @@ impl fmt::Display for Outcome {
         for strike in strikes {
             *kinds.entry(format!("{:?}", strike.kind)).or_default() += 1;
         }
-        writeln!(f, "proof: live: {} faults: {}", strikes.len(), listed(&kinds))?;
+        writeln!(f, "{proved}: {} faults: {}", strikes.len(), listed(&kinds))?;
         let closest = proof.closest.map_or_else(|| "none".to_owned(), |closest| format!("{closest:.1?}"));
-        writeln!(f, "proof: live: losses: {}; told before the next holder by {closest} at least", listed(&proof.lost))?;
+        writeln!(f, "{proved}: losses: {}; told before the next holder by {closest} at least", listed(&proof.lost))?;
         writeln!(
             f,
-            "proof: live: believed on beside the next holder: {} that stood still, {} after an operator's act, for {:.1?} at most",
+            "{proved}: believed on beside the next holder: {} that stood still, {} after an operator's act, for {:.1?} at most",
             proof.stood_still, proof.after_interference, proof.longest_after_interference
         )?;
-        writeln!(f, "proof: live: fenced updates {}, refused {}, lost {}", tally.fenced, tally.refused, tally.lost_fenced)?;
+        writeln!(f, "{proved}: held in the order of their tokens: {} of {}", proof.held - proof.overtaken, proof.held)?;
+        writeln!(f, "{proved}: fenced updates {}, refused {}, lost {}", tally.fenced, tally.refused, tally.lost_fenced)?;
         let rate = 100.0 * tally.lost_unfenced as f64 / tally.unfenced.max(1) as f64;
         writeln!(
             f,
-            "proof: live: unfenced updates {}, by a past holder {}, lost {} ({rate:.3} %)",
+            "{proved}: unfenced updates {}, by a past holder {}, lost {} ({rate:.3} %)",
             tally.unfenced, tally.late, tally.lost_unfenced
         )?;
-        writeln!(f, "proof: live: secrets told {}, in the logs of {} requests", self.told_secrets.len(), self.logged)?;
+        writeln!(f, "{proved}: secrets told {}, in the logs of {} requests", self.told_secrets.len(), self.logged)?;
         let (left, violations) = (self.leftovers.len(), proof.violations.len());
-        write!(f, "proof: live: explained by an order {} operations, left over {left}, violations {violations}", proof.explained)
+        write!(f, "{proved}: explained by an order {} operations, left over {left}, violations {violations}", proof.explained)
     }
 }
 
@@ -263,9 +271,9 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("worker-1.log"), "TRACE dlock_consul::api: answered\nWARN another\n").unwrap();
         fs::write(folder.join("brisk-1.jsonl"), SECRET).unwrap();
-        assert_eq!(read_logs(&folder).unwrap(), (1, Vec::new()));
+        assert_eq!(read_logs(&folder, "dlock_consul").unwrap(), (1, Vec::new()));
         fs::write(folder.join("worker-2.log"), format!("X-Consul-Token: {SECRET}\n")).unwrap();
-        let (logged, told) = read_logs(&folder).unwrap();
+        let (logged, told) = read_logs(&folder, "dlock_consul").unwrap();
         fs::remove_dir_all(&folder).unwrap();
         assert_eq!((logged, told.len()), (1, 1));
         assert!(told[0].ends_with(&format!("worker-2.log: X-Consul-Token: {SECRET}")), "{told:?}");

@@ -6,13 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use dlock::{Held, LockError, LockGuard, Locker, ReleaseOutcome};
-use dlock_consul::{ConfigError, Consul, ConsulOptions};
-use dlock_core::TtlRange;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::register::{Answer, Ask, RegisterClient};
-use super::{Clock, Told};
+use super::{Clock, Told, store};
 use crate::history::{Event, Line, Op, Outcome, Refusal};
 use crate::plan::hash;
 
@@ -21,8 +19,8 @@ use crate::plan::hash;
 pub struct Orders {
     /// Its number; another one for every process.
     pub client: u8,
-    /// The way to Consul.
-    pub consul: SocketAddr,
+    /// The way to the store.
+    pub url: String,
     /// What all workers do.
     pub job: Job,
 }
@@ -50,9 +48,9 @@ pub struct Job {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
-    /// The backend refused its options.
+    /// The backend refused its URL or what the environment says.
     #[error("no backend")]
-    Backend(#[from] ConfigError),
+    Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The locker refused its options.
     #[error("no locker")]
     Locker(#[from] dlock::InvalidOptions),
@@ -65,16 +63,13 @@ pub enum WorkerError {
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// How long it may take to give everything back at the end.
 const FAREWELL: Duration = Duration::from_secs(10);
-/// The token of every worker, which must stand in no log.
-pub const SECRET: &str = "d10c4e57-5ec2-4e75-8a11-700000c0ffee";
 /// How many operations a client can number.
 const OPS: Op = 10_000_000;
 
 /// Works until the input ends, then shuts the locker down. Tells every event on the output, as one line of JSON.
 pub async fn work(orders: Orders) -> Result<(), WorkerError> {
-    let range = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
-    let options = ConsulOptions::new().address(&orders.consul.to_string())?.ttl_range(range).token(SECRET);
-    let locker = Locker::builder(Consul::new(options)?).ttl(orders.job.ttl).name(name(orders.client)).build()?;
+    let backend = store::backend(&orders.url).map_err(WorkerError::Backend)?;
+    let locker = Locker::builder_from_arc(backend).ttl(orders.job.ttl).name(name(orders.client)).build()?;
     let stop = CancellationToken::new();
     let worker = std::sync::Arc::new(Worker { orders, locker, stop: stop.clone(), ops: AtomicU32::new(0) });
     let mut tasks = tokio::task::JoinSet::new();

@@ -66,7 +66,8 @@ impl OnConsul {
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn matching(sent: Sent) -> Matching {
+    /// Which requests of such a backend are of this kind.
+    pub fn matching(sent: Sent) -> Matching {
         match sent {
             Sent::Open => Matching::any().path("/v1/session/create"),
             Sent::Renew => Matching::any().path("/v1/session/renew"),

@@ -68,7 +68,8 @@ impl OnEtcd {
         EtcdGateway::at(self.server)
     }
 
-    fn matching(sent: Sent) -> Matching {
+    /// Which requests of such a backend are of this kind.
+    pub fn matching(sent: Sent) -> Matching {
         match sent {
             Sent::Open => Matching::any().path(GRANT),
             Sent::Renew => Matching::any().path(KEEP_ALIVE),

@@ -116,9 +116,10 @@ impl EtcdServer {
         self.run(&["user", "grant-role", name, name]).map(drop)
     }
 
-    /// What an operator does at it, without `etcdctl`; not for servers with auth.
+    /// What an operator does at it, without `etcdctl`; as root where it has auth.
     pub fn gateway(&self) -> EtcdGateway {
-        EtcdGateway::at(self.address())
+        let gateway = EtcdGateway::at(self.address());
+        self.root().map_or(gateway, |(name, password)| gateway.as_user(name, password))
     }
 
     /// The `etcdctl` command, to be run against this server; as root where it has auth.
@@ -204,12 +205,18 @@ impl EtcdServer {
         Err(self.folder.not_ready(began.elapsed()))
     }
 
-    fn enable_auth(&mut self) -> Result<(), StartError> {
+    /// Turns auth on, for the whole cluster that it is a member of.
+    pub(super) fn enable_auth(&mut self) -> Result<(), StartError> {
         self.run(&["user", "add", &format!("root:{ROOT_PASSWORD}")])?;
         self.run(&["user", "grant-role", "root", "root"])?;
         self.run(&["auth", "enable"])?;
-        self.has_auth = true;
+        self.find_auth();
         Ok(())
+    }
+
+    /// Another member turned auth on.
+    pub(super) fn find_auth(&mut self) {
+        self.has_auth = true;
     }
 }
 
@@ -309,6 +316,8 @@ impl EtcdBuilder {
             format!("--initial-cluster-token={}", members.join(",")),
             "--log-level=warn".to_owned(),
             "--log-outputs=stderr".to_owned(),
+            // Passwords of tests are no secrets, and whoever connects anew shall not wait for them.
+            "--bcrypt-cost=4".to_owned(),
             // A process that is killed loses nothing by it, only a machine that crashes.
             "--unsafe-no-fsync".to_owned(),
             // Whoever looks for old files every half a minute ends the process if their folder is given up.

@@ -20,6 +20,15 @@ impl EtcdCluster {
         with_free_ports(|| Box::pin(Self::attempt(size))).await
     }
 
+    /// As [`start`](Self::start), with auth turned on: nothing is allowed without a user.
+    pub async fn start_with_auth(size: usize) -> Result<Self, StartError> {
+        let mut cluster = Self::start(size).await?;
+        let (first, others) = cluster.members.split_first_mut().ok_or_else(|| io::Error::other("a cluster has members"))?;
+        first.enable_auth()?;
+        others.iter_mut().for_each(EtcdServer::find_auth);
+        Ok(cluster)
+    }
+
     async fn attempt(size: usize) -> Result<Self, StartError> {
         let ports: Vec<Ports> = (0..size).map(|_| Ports::free()).collect::<Result<_, _>>()?;
         let builder = EtcdBuilder::default().default_timing();

@@ -13,6 +13,8 @@ use super::http::http;
 #[derive(Clone, Copy, Debug)]
 pub struct EtcdGateway {
     address: SocketAddr,
+    /// Name and password, where there are users.
+    user: Option<(&'static str, &'static str)>,
 }
 
 /// Something stored under a key.
@@ -37,7 +39,15 @@ pub(super) struct Status {
 impl EtcdGateway {
     /// The gateway of the etcd at this address.
     pub fn at(address: SocketAddr) -> Self {
-        Self { address }
+        Self { address, user: None }
+    }
+
+    /// The same for a user with this name and password, who is asked for before every request: what a member knows of users that came
+    /// to it, it forgets with its process.
+    #[must_use]
+    pub fn as_user(mut self, name: &'static str, password: &'static str) -> Self {
+        self.user = Some((name, password));
+        self
     }
 
     /// Puts a value under a key, without a lease where it is 0.
@@ -52,11 +62,13 @@ impl EtcdGateway {
         Ok(number(&reply["deleted"]))
     }
 
-    /// Everything under keys that begin so, the oldest key first.
+    /// Everything under keys that begin so, the oldest key first; everything there is where that is nothing.
     pub async fn entries(&self, prefix: impl AsRef<[u8]>) -> io::Result<Vec<EtcdEntry>> {
         let prefix = prefix.as_ref();
+        // How etcd writes the first of all keys.
+        let start = if prefix.is_empty() { &[0] } else { prefix };
         let request =
-            json!({ "key": encode(prefix), "range_end": encode(after(prefix)), "sort_target": "CREATE", "sort_order": "ASCEND" });
+            json!({ "key": encode(start), "range_end": encode(after(prefix)), "sort_target": "CREATE", "sort_order": "ASCEND" });
         let reply = self.ask("/v3/kv/range", &request).await?;
         let entry = |kv: &Value| EtcdEntry {
             key: decode(&kv["key"]),
@@ -88,7 +100,8 @@ impl EtcdGateway {
     }
 
     pub(super) async fn status(&self) -> io::Result<Status> {
-        let reply = self.ask("/v3/maintenance/status", &json!({})).await?;
+        // Asked by nobody in particular, so that a member without a leader answers too.
+        let reply = self.send("/v3/maintenance/status", &json!({}), None).await?;
         let id = |value: &Value| value.as_str().and_then(|id| id.parse().ok());
         let member = id(&reply["header"]["member_id"]).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Status { member, leader: id(&reply["leader"]).filter(|id| *id != 0) })
@@ -99,7 +112,15 @@ impl EtcdGateway {
     }
 
     async fn ask(&self, path: &str, request: &Value) -> io::Result<Value> {
-        let reply = http(self.address, "POST", path, &[], &request.to_string()).await?;
+        let Some((name, password)) = self.user else { return self.send(path, request, None).await };
+        let user = json!({ "name": name, "password": password });
+        let known = self.send("/v3/auth/authenticate", &user, None).await?;
+        self.send(path, request, known["token"].as_str()).await
+    }
+
+    async fn send(&self, path: &str, request: &Value, token: Option<&str>) -> io::Result<Value> {
+        let headers: Vec<(&str, &str)> = token.iter().map(|token| ("Authorization", *token)).collect();
+        let reply = http(self.address, "POST", path, &headers, &request.to_string()).await?;
         match reply.status {
             200 => serde_json::from_str(&reply.body).map_err(io::Error::from),
             404 => Err(io::Error::new(io::ErrorKind::NotFound, format!("{path}: {}", reply.body))),
