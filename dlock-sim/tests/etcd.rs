@@ -7,7 +7,7 @@ use std::future::IntoFuture;
 use std::process::Stdio;
 use std::time::Duration;
 
-use dlock::{LockError, LockGuard, Loss, ReleaseOutcome};
+use dlock::{Leader, LockError, LockGuard, Loss, Metadata, Published, ReleaseOutcome};
 use dlock_testkit::servers::EtcdServer;
 use etcd_support::{Calls, LONG, at, build, counted, line_of, locker, options, revision, within};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -304,6 +304,11 @@ impl Theirs {
         Self { child, said }
     }
 
+    /// The next line that it says.
+    async fn says(&mut self) -> String {
+        timeout(SOON, self.said.next_line()).await.unwrap().unwrap().unwrap()
+    }
+
     /// Ends it as Ctrl-C does: it deletes its entry.
     async fn interrupt(mut self) {
         let id = self.child.id().unwrap().to_string();
@@ -339,6 +344,37 @@ async fn etcdctl_and_ours_stand_in_one_line() {
         ours.release().await.unwrap();
         let _theirs = next.await;
     }
+}
+
+#[tokio::test]
+async fn etcdctl_and_ours_observe_one_another() {
+    let server = EtcdServer::start().await.unwrap();
+    let locker = ready(&server, LONG).await;
+    let mut leaders = locker.election("k").observe().unwrap();
+    assert!(matches!(leaders.next().await, Some(Leader::Vacant)));
+    // What etcdctl leads with is no JSON object.
+    let theirs = Theirs::lead(&server, &["elect", "k", "by hand"]).await;
+    let told = timeout(SOON, leaders.next()).await.unwrap().unwrap();
+    let holder = told.elected().unwrap();
+    assert_eq!(holder.published, Published::Raw(b"by hand".to_vec()));
+    let theirs_token = holder.token.unwrap();
+    theirs.interrupt().await;
+    assert!(matches!(timeout(SOON, leaders.next()).await.unwrap(), Some(Leader::Vacant)));
+    // And theirs reads what ours proclaims.
+    let term = locker.election("k").metadata("phase", "one").campaign().await.unwrap();
+    let mut theirs = Theirs::lead(&server, &["elect", "--listen", "k"]).await;
+    assert!(theirs.says().await.contains("\"phase\":\"one\""));
+    let mut metadata = Metadata::new();
+    metadata.insert("phase", "two").unwrap();
+    term.proclaim(metadata).await.unwrap();
+    assert!(theirs.says().await.starts_with("k/"));
+    assert!(theirs.says().await.contains("\"phase\":\"two\""));
+    // It did not look meanwhile: of both changes it is told at once.
+    let told = timeout(SOON, leaders.next()).await.unwrap().unwrap();
+    let read = told.elected().and_then(|holder| holder.published.metadata()?.get("phase"));
+    assert_eq!(read, Some("two"));
+    assert_eq!(told.token(), term.token());
+    assert!(told.token().unwrap() > theirs_token);
 }
 
 #[tokio::test]

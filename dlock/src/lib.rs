@@ -1,7 +1,7 @@
 //! Distributed locks that tell you when you lost them.
 //!
 //! A [`Locker`] is the way to the locks of one store. A [`LockGuard`] is a lock that is held; it dereferences to [`Held`], the witness that
-//! inner functions take. An [`Election`] keeps one leader among many candidates.
+//! inner functions take. An [`Election`] keeps one leader among many candidates, and tells observers who it is.
 //!
 #![cfg_attr(feature = "memory", doc = "```")]
 #![cfg_attr(not(feature = "memory"), doc = "```ignore")]

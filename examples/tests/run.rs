@@ -1,4 +1,4 @@
-//! Every example, run as a user would; `cron_leader` as several processes on a real Consul.
+//! Every example, run as a user would; `cron_leader` as several processes on a real Consul and a real etcd.
 #![allow(missing_docs)]
 
 use std::io::{BufRead, BufReader};
@@ -31,6 +31,17 @@ fn a_late_write_is_refused() {
 }
 
 #[test]
+fn observers_see_who_leads_and_what_is_proclaimed() {
+    let told = output(&mut Command::new(env!("CARGO_BIN_EXE_who_leads")));
+    let phases: Vec<_> = told.lines().filter_map(|line| line.split_once("phase ")).map(|(_, phase)| phase).collect();
+    assert_eq!(phases, ["warming up", "scheduling", "cleaning up"], "{told}");
+    let token = |line: &str| line.split_once("with token ").map(|(_, rest)| rest.split(',').next().unwrap().to_owned());
+    let tokens: std::collections::BTreeSet<_> = told.lines().filter_map(token).collect();
+    assert_eq!(tokens.len(), 1, "one term: {told}");
+    assert!(told.ends_with("nobody leads any more\n"), "{told}");
+}
+
+#[test]
 fn the_demonstration_shows_three_leaders_with_growing_tokens() {
     let told = output(Command::new(env!("CARGO_BIN_EXE_cron_leader")).args(["--every", "200ms", "--ttl", "300ms"]));
     let leaders: Vec<_> = told.lines().filter_map(|line| line.split_once(": leading with token ")).collect();
@@ -55,9 +66,9 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn start(agent: &ConsulAgent, ttl: &str) -> Self {
+    fn start(url: &str, ttl: &str) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_cron_leader"))
-            .args(["--backend", &agent.url(), "--key", "jobs/nightly", "--ttl", ttl, "--every", "100ms"])
+            .args(["--backend", url, "--key", "jobs/nightly", "--ttl", ttl, "--every", "100ms"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -99,11 +110,22 @@ impl Drop for Candidate {
 
 #[tokio::test]
 async fn sigterm_hands_over_within_a_second_and_sigkill_within_twice_the_ttl_and_one() {
-    let ttl = Duration::from_secs(10);
     let agent = ConsulAgent::start().await.unwrap();
-    let first = Candidate::start(&agent, "10s");
+    hand_over(&agent.url());
+}
+
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn on_etcd_sigterm_hands_over_within_a_second_and_sigkill_within_twice_the_ttl_and_one() {
+    let server = dlock_testkit::servers::EtcdServer::start().await.unwrap();
+    hand_over(&server.url());
+}
+
+fn hand_over(url: &str) {
+    let ttl = Duration::from_secs(10);
+    let first = Candidate::start(url, "10s");
     let first_token = first.leads();
-    let second = Candidate::start(&agent, "10s");
+    let second = Candidate::start(url, "10s");
     second.says("campaigning for jobs/nightly");
 
     let stopped = Instant::now();
@@ -113,7 +135,7 @@ async fn sigterm_hands_over_within_a_second_and_sigkill_within_twice_the_ttl_and
     assert_eq!(first.says("everything given back: "), "true");
     assert!(second_token > first_token);
 
-    let third = Candidate::start(&agent, "10s");
+    let third = Candidate::start(url, "10s");
     third.says("campaigning for jobs/nightly");
     let killed = Instant::now();
     second.signal("KILL");
