@@ -31,7 +31,7 @@ for part in \
     "suite of the locker on memory, queue:" "suite of the locker on memory, slot:" "suite of the locker on consul:" \
     "Machines:" "Locker:" "Wire:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" \
     "live on consul:" "live on etcd:" \
-    "fuzz corpus, consul_answers:" "fuzz corpus, consul_config:" "fuzz corpus, durations:" "fuzz corpus, key:" \
+    "fuzz corpus, consul_answers:" "fuzz corpus, consul_config:" "fuzz corpus, durations:" "fuzz corpus, etcd_config:" "fuzz corpus, key:" \
     "fuzz corpus, metadata:" "fuzz corpus, plan:" "fuzz corpus, store_url:"; do
     grep -q "^proof: $part" <<<"$said" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }
 done

@@ -73,7 +73,7 @@ impl EtcdOptions {
     pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let options = Self::but_endpoints(&lookup)?;
         match lookup("ETCDCTL_ENDPOINTS").filter(|endpoints| !endpoints.is_empty()) {
-            Some(endpoints) => options.endpoints(endpoints.split(',')),
+            Some(endpoints) => options.endpoints(listed(&endpoints)?),
             None => Ok(options),
         }
     }
@@ -122,7 +122,7 @@ impl EtcdOptions {
         if endpoints.contains("://") {
             return Err(refuse(NOT_ETCD));
         }
-        let mut options = self.endpoints(endpoints.trim_end_matches('/').split(','))?;
+        let mut options = self.endpoints(listed(endpoints.trim_end_matches('/'))?)?;
         for endpoint in &mut options.endpoints {
             endpoint.tls = tls;
         }
@@ -259,7 +259,7 @@ impl Address {
         };
         let place = place.trim_end_matches('/');
         if place.contains('@') {
-            return Err(refuse("it must not hold a user or password; set ETCDCTL_USER to user:password instead"));
+            return Err(refuse(NO_USER));
         }
         if place.contains(['/', '?', '#']) {
             return Err(refuse("it must end after the port"));
@@ -298,6 +298,7 @@ impl fmt::Debug for EtcdOptions {
 }
 
 const NO_HOST: &str = "it names no host; use for example 127.0.0.1:2379";
+const NO_USER: &str = "it must not hold a user or password; set ETCDCTL_USER to user:password instead";
 const NOT_ETCD: &str = "use etcd://host1:port,host2:port or etcds://host1:port,host2:port";
 
 /// Variables of `etcdctl` that are read.
@@ -317,6 +318,14 @@ fn environment(read: &[&'static str]) -> Result<impl Fn(&str) -> Option<String> 
 
 fn unreadable(read: &[&'static str], lookup: impl Fn(&str) -> Option<OsString>) -> Option<&'static str> {
     read.iter().chain(&UNSUPPORTED).copied().find(|name| lookup(name).is_some_and(|value| value.to_str().is_none()))
+}
+
+/// The endpoints of a list. A password may hold a comma, so it is looked for before the list is taken apart.
+fn listed(endpoints: &str) -> Result<std::str::Split<'_, char>, ConfigError> {
+    if endpoints.contains('@') {
+        return Err(ConfigError::Endpoint { endpoint: redacted(endpoints), reason: NO_USER });
+    }
+    Ok(endpoints.split(','))
 }
 
 /// What names the place, without what might be a secret before or after it.

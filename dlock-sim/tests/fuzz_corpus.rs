@@ -23,6 +23,11 @@ fn durations() {
 }
 
 #[test]
+fn etcd_config() {
+    replay("etcd_config", properties::etcd_config);
+}
+
+#[test]
 fn keys() {
     replay("key", properties::key);
 }

@@ -11,6 +11,17 @@ fn places(options: &EtcdOptions) -> Vec<(&str, Option<bool>)> {
 }
 
 #[test]
+fn a_password_with_a_comma_is_not_shown_in_parts() {
+    for text in ["etcd://root:se,cret@h:2379", "etcd://h1,root:se,cret@h2"] {
+        let told = EtcdOptions::default().at_url(text).unwrap_err().to_string();
+        assert!(told.contains("ETCDCTL_USER") && !told.contains("se,") && !told.contains("root"), "{told}");
+    }
+    let lookup = |name: &str| (name == "ETCDCTL_ENDPOINTS").then(|| "http://root:se,cret@h".to_owned());
+    let told = EtcdOptions::from_lookup(lookup).unwrap_err().to_string();
+    assert!(told.contains("ETCDCTL_USER") && !told.contains("root"), "{told}");
+}
+
+#[test]
 fn without_anything_it_is_this_machine() {
     assert_eq!(places(&from(&[]).unwrap()), [("127.0.0.1:2379", None)]);
     assert_eq!(places(&from(&[("ETCDCTL_ENDPOINTS", "")]).unwrap()), [("127.0.0.1:2379", None)]);
