@@ -17,6 +17,11 @@ use super::storm::Kind;
 /// Nobody releases by force here but by deletion of the holder's entry; who waits has an entry as well.
 pub(super) const ACTS: [Kind; 3] = [Kind::EndSession, Kind::DeleteKey, Kind::DeleteWaiter];
 
+/// A leader that wakes up finds the leases expired that were renewed at its successor meanwhile, and may revoke them: seen on 3.5.16, which
+/// is meant to have etcd-io/etcd#15247 fixed. Presumably it hears of the successor after it has asked itself whether it leads, so that what
+/// it proposes is forwarded. Nothing that a client does prevents it.
+pub(super) const EARLY_ENDS: [Kind; 2] = [Kind::FreezeLeader, Kind::FreezeAll];
+
 const USER: &str = "worker";
 /// The gRPC status of a member that cannot serve.
 const UNAVAILABLE: u16 = 14;

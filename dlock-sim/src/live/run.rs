@@ -143,7 +143,9 @@ pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
     for (key, history) in &histories {
         fs::write(folder.join(format!("{}.jsonl", key.trim_start_matches(PREFIX))), history.to_json_lines())?;
     }
-    let proof = prove(&histories, &strikes, live.ttl);
+    let told: Vec<String> = strikes.iter().map(|strike| format!("{strike:?}\n")).collect();
+    fs::write(folder.join("strikes.txt"), told.concat())?;
+    let proof = prove(live.store, &histories, &strikes, live.ttl);
     let (logged, told_secrets) = read_logs(&folder, live.store.logs())?;
     Ok(Outcome { live: live.clone(), strikes, proof, tally: registers.tally(), leftovers, logged, told_secrets, took, folder })
 }
@@ -258,8 +260,9 @@ impl fmt::Display for Outcome {
         writeln!(f, "{proved}: losses: {}; told before the next holder by {closest} at least", listed(&proof.lost))?;
         writeln!(
             f,
-            "{proved}: believed on beside the next holder: {} that stood still, {} after an operator's act, for {:.1?} at most",
-            proof.stood_still, proof.after_interference, proof.longest_after_interference
+            "{proved}: believed on beside the next holder: {} that stood still; {} after an operator's act and {} after an early end by \
+             the store, for {:.1?} at most",
+            proof.stood_still, proof.after_interference, proof.after_early_end, proof.longest_after_interference
         )?;
         writeln!(f, "{proved}: held in the order of their tokens: {} of {}", proof.held - proof.overtaken, proof.held)?;
         writeln!(f, "{proved}: fenced updates {}, refused {}, lost {}", tally.fenced, tally.refused, tally.lost_fenced)?;

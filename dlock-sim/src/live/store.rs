@@ -135,6 +135,14 @@ impl Store {
         }
     }
 
+    /// After what its servers may end a session although it was renewed, as an operator does.
+    pub(super) fn early_ends(self) -> &'static [Kind] {
+        match self {
+            Self::Consul => &[],
+            Self::Etcd => &etcd::EARLY_ENDS,
+        }
+    }
+
     /// Under which target its backend tells of every answer.
     pub(super) fn logs(self) -> &'static str {
         match self {

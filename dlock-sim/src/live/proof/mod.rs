@@ -2,7 +2,8 @@
 //!
 //! - Tokens are unique, and grow from one holder to the next.
 //! - Nobody believes to hold a lock when a later holder is told that it has it. Who stood still is excused until it goes on, and whose lock an
-//!   operator touched for two ttl: it hears of that by the audit that follows its next renewal, if not before.
+//!   operator touched for two ttl: it hears of that by the audit that follows its next renewal, if not before. So is whose session a server may
+//!   have ended early after what befell it, where the store has such servers.
 //! - A fenced register accepts no token below one that it has accepted.
 //! - Some order of the operations explains everything that workers were answered ([`crate::wgl`]).
 //! - Once faults are over, every key is granted again; nothing is told to be left over.
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use super::store::Store;
 use super::storm::{Kind, Strike};
 use crate::history::{Event, History, Op, Outcome, Reason, Refusal};
 use crate::wgl::{self, Operation, Verdict};
@@ -34,7 +36,9 @@ pub struct Proof {
     pub closest: Option<Duration>,
     /// Holders that believed on after an operator's act while the next one held the lock.
     pub after_interference: usize,
-    /// The longest that both did.
+    /// Holders that did so after a server may have ended their session early.
+    pub after_early_end: usize,
+    /// The longest that two did, for one reason or the other.
     pub longest_after_interference: Duration,
     /// Operations for which an order was found that explains them, those of which nobody knows whether they took effect included.
     pub explained: usize,
@@ -65,10 +69,10 @@ const RESUME: u64 = 500_000;
 const SEARCH: usize = 3_000_000;
 
 /// Looks at the histories of all keys.
-pub fn prove(histories: &BTreeMap<String, History>, strikes: &[Strike], ttl: Duration) -> Proof {
+pub fn prove(store: Store, histories: &BTreeMap<String, History>, strikes: &[Strike], ttl: Duration) -> Proof {
     let mut proof = Proof::default();
     for (key, history) in histories {
-        let mut looking = Looking { key, strikes, hears_within: ttl * 2, proof: &mut proof };
+        let mut looking = Looking { store, key, strikes, hears_within: ttl * 2, proof: &mut proof };
         let holdings = looking.read(history);
         looking.tokens_grow(&holdings);
         looking.nobody_believes_for_long(holdings);
@@ -78,6 +82,7 @@ pub fn prove(histories: &BTreeMap<String, History>, strikes: &[Strike], ttl: Dur
 }
 
 struct Looking<'a> {
+    store: Store,
     key: &'a str,
     strikes: &'a [Strike],
     hears_within: Duration,
@@ -198,13 +203,15 @@ impl Looking<'_> {
             self.proof.stood_still += 1;
             return;
         }
+        let ended_early = strikes.clone().any(|strike| self.store.early_ends().contains(&strike.kind));
         let acted = strikes.any(|strike| {
             let this = if strike.kind == Kind::EndSession { strike.client == client } else { strike.key.as_deref() == key };
             strike.kind.is_interference() && this
         });
-        if acted {
+        if acted || ended_early {
             let beside = Duration::from_micros(holding.until - next.from);
-            self.proof.after_interference += 1;
+            let count = if acted { &mut self.proof.after_interference } else { &mut self.proof.after_early_end };
+            *count += 1;
             self.proof.longest_after_interference = self.proof.longest_after_interference.max(beside);
             if beside <= self.hears_within {
                 return;

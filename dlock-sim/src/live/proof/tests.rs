@@ -14,7 +14,7 @@ fn found(lines: &[(u64, u8, Event)], strikes: &[Strike]) -> Proof {
         }
         history.push(*at, Some(*client), event.clone());
     }
-    prove(&BTreeMap::from([("k".to_owned(), history)]), strikes, TTL)
+    prove(Store::Etcd, &BTreeMap::from([("k".to_owned(), history)]), strikes, TTL)
 }
 
 fn wants(op: Op) -> Event {
@@ -78,6 +78,17 @@ fn an_operators_act_excuses_the_holder_that_it_concerns() {
     assert_eq!((excused.violations.len(), excused.after_interference), (0, 1));
     assert_eq!(excused.longest_after_interference, Duration::from_micros(3));
     assert_eq!(found(&lines, &[act(2)]).violations.len(), 1);
+}
+
+#[test]
+fn a_leader_that_stood_still_excuses_who_held_before_it_woke() {
+    let freeze = |kind, until| Strike { kind, from: 3, until, client: None, key: None };
+    let lines =
+        [(4, 1, held(1, 7)), (9, 2, held(2, 8)), (12, 1, lost(1, Reason::SessionGone)), (13, 2, Event::Releasing { op: 2 })];
+    let excused = found(&lines, &[freeze(Kind::FreezeLeader, 8)]);
+    assert_eq!((excused.violations.len(), excused.after_early_end), (0, 1));
+    assert_eq!(found(&lines, &[freeze(Kind::FreezeFollower, 8)]).violations.len(), 1);
+    assert_eq!(found(&lines[..], &[Strike { from: 1, ..freeze(Kind::FreezeLeader, 2) }]).violations.len(), 1);
 }
 
 #[test]
