@@ -312,7 +312,7 @@ impl Theirs {
     /// Ends it as Ctrl-C does: it deletes its entry.
     async fn interrupt(mut self) {
         let id = self.child.id().unwrap().to_string();
-        std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
+        assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
         while let Some(_more) = self.said.next_line().await.unwrap() {}
         self.child.wait().await.unwrap();
     }

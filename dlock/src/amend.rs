@@ -26,7 +26,7 @@ pub enum AmendError {
     #[error(transparent)]
     Options(#[from] InvalidOptions),
     /// The store's backend cannot change the metadata of a held lock; nothing was sent.
-    #[error("this store cannot change the metadata of a held lock")]
+    #[error("this store cannot change the metadata of a held lock; set it with `metadata` when the lock is asked for")]
     Unsupported,
     /// The store refused; others read what they read before.
     #[error("the metadata of {key} was not changed")]

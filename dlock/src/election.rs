@@ -55,7 +55,8 @@ impl Election {
         self
     }
 
-    /// Who leads, from now on; no candidate itself. A bad name or option is told here, nothing is sent yet.
+    /// Who leads, from now on; no candidate itself. A bad name or option is told here, nothing is sent yet. Of the options only
+    /// [`retry`](Self::retry) counts. To ask once, there is [`Locker::inspect`](crate::Locker::inspect).
     ///
     /// ```no_run
     /// # async fn example(locker: dlock::Locker) -> Result<(), dlock::LockError> {
@@ -149,7 +150,7 @@ impl Leadership {
         self.guard.held()
     }
 
-    /// Publishes other metadata in place of what the candidate campaigned with; term and token stay. As [`Held::amend`].
+    /// Publishes other metadata in place of all that the candidate campaigned with; term and token stay. As [`Held::amend`].
     ///
     /// Observers hear of it. Within [`lead`](Election::lead) the term's [`amend`](Held::amend) does the same.
     pub async fn proclaim(&self, metadata: Metadata) -> Result<(), AmendError> {

@@ -41,13 +41,15 @@ impl Held {
     }
 
     /// All that others read of this holder, as of the last [amendment](Self::amend) that was answered.
+    /// After one that was not, others may read that one.
     pub fn metadata(&self) -> Metadata {
         let mut claim = Claim::clone(&self.grant.claim);
         claim.metadata = self.grant.metadata();
         claim.published()
     }
 
-    /// Publishes other metadata in place of what the lock was asked for with; lock and token stay.
+    /// Publishes other metadata in place of all that the lock was asked for with; lock and token stay. Entries that are not named are gone,
+    /// dlock's own are written anew.
     ///
     /// Takes five seconds at most, and ends at once when the lock is lost. Amendments of one lock follow one another, and none that was given
     /// up undoes a later one. Free to drop; what others read then is the old or the new.

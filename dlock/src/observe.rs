@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::error::StoreError;
+use crate::held::Held;
 
 /// What is known of who leads.
 #[derive(Clone, Debug)]
@@ -21,7 +22,7 @@ pub enum Leader {
     Elected(Holder),
     /// Nobody leads.
     Vacant,
-    /// The store is out of reach: what was told last may not be so any more.
+    /// The store is out of reach, or refuses: what was told last may not be so any more.
     Unknown {
         /// Up to when that was so, on the runtime's clock: when the last look was sent that was answered, or when the observation began.
         since: Instant,
@@ -44,6 +45,11 @@ impl Leader {
         self.elected()?.token
     }
 
+    /// Whether this is the term of which `term` is a witness.
+    pub fn is(&self, term: &Held) -> bool {
+        self.elected().and_then(Holder::claim) == Some(term.claim())
+    }
+
     /// Whether telling the one after the other would be no news.
     fn is_as(&self, other: &Self) -> bool {
         match (self, other) {
@@ -57,11 +63,13 @@ impl Leader {
 /// The leaders of an election, one after the other; made by [`Election::observe`](crate::Election::observe).
 ///
 /// A [`Stream`] that first tells who leads now and then every change: another leader, a [proclamation](crate::Leadership::proclaim), a
-/// vacancy, and that nothing is known, once the store has left questions open for five seconds. A store that falls silent
-/// while nothing happens is asked after a ttl at the latest. What changed and changed back between two looks is not told.
+/// vacancy. [`Leader::Unknown`] comes once a question has been open for five seconds, at once if the store refuses it, and only once until
+/// something is known again; a store that falls silent while nothing happens is asked after a ttl, so that this is told within a ttl and
+/// five seconds. What changed and changed back between two looks is not told.
 ///
-/// Asks only while it is polled: one waiting request, and a look after every change, ten a second at most. Ends when the locker is shut down, or when the
-/// election's retry policy allows no more attempts, after it told that nothing is known.
+/// Asks only while it is polled: one waiting request, and a look after every change, ten a second at most; a store that cannot tell of
+/// changes is looked at every second. Goes on after the last [`Locker`](crate::Locker) is gone; ends with a
+/// [`shutdown`](crate::Locker::shutdown), or, after it told that nothing is known, when the election's retry policy allows no more attempts.
 #[must_use = "nothing is asked until it is polled"]
 pub struct Observation {
     key: Key,
@@ -79,13 +87,19 @@ impl Observation {
             cursor: None,
             told: None,
             failures: 0,
+            failed_waits: 0,
             engine,
         };
         let leaders = stream::unfold(looking, |mut looking| async move { Some((looking.news().await?, looking)) });
         Self { key, leaders: leaders.fuse().boxed() }
     }
 
-    /// The next news; `None` once the locker is shut down. Free to drop: nothing is missed.
+    /// The name of the election.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The next news; `None` once the observation has ended. Free to drop: nothing is missed.
     pub async fn next(&mut self) -> Option<Leader> {
         self.leaders.next().await
     }
@@ -127,7 +141,10 @@ struct Looking {
     /// Since when changes are waited for.
     cursor: Option<Cursor>,
     told: Option<Leader>,
+    /// Looks that failed since the last that was answered.
     failures: u32,
+    /// Waits that failed since the last that did not.
+    failed_waits: u32,
 }
 
 impl Looking {
@@ -160,7 +177,7 @@ impl Looking {
     /// Who leads, once that may have changed.
     async fn look_again(&mut self) -> Result<Leader, Option<StoreError>> {
         if self.unanswered.is_none() && self.told.is_some() {
-            self.change().await?;
+            self.change().await;
         }
         let clock = self.engine.clock;
         if let Some(looked) = self.looked {
@@ -184,32 +201,40 @@ impl Looking {
             answer = look => answer.map_err(StoreError::new).map_err(Some)?,
             () = clock.sleep_until(limit) => return Err(None),
         };
-        (self.cursor, self.answered, self.unanswered) = (cursor, now, None);
+        (self.cursor, self.answered, self.unanswered, self.failures) = (cursor, now, None, 0);
         Ok(inspection.holders.into_iter().next().map_or(Leader::Vacant, Leader::Elected))
     }
 
-    /// Waits until something may have changed; a ttl at most, to find out in time that a store is silent.
-    async fn change(&mut self) -> Result<(), Option<StoreError>> {
+    /// Waits until something may have changed; a ttl at most, to find out in time that a store is silent. A wait that fails tells nothing: the
+    /// look that follows does.
+    async fn change(&mut self) {
         let (clock, backend) = (self.engine.clock, Arc::clone(&self.engine.backend));
         if !backend.capabilities().tells_changes {
             clock.sleep_until(clock.now().plus(POLL)).await;
-            return Ok(());
+            return;
         }
         let until = clock.now().plus(self.engine.options.ttl);
-        tokio::select! {
+        let told = tokio::select! {
             biased;
-            cursor = backend.changed(&self.key, self.cursor) => self.cursor = Some(cursor.map_err(StoreError::new).map_err(Some)?),
-            () = clock.sleep_until(until) => {}
+            told = backend.changed(&self.key, self.cursor) => told.map(Some),
+            () = clock.sleep_until(until) => Ok(self.cursor),
+        };
+        match told {
+            Ok(cursor) => (self.cursor, self.failed_waits) = (cursor, 0),
+            Err(error) => {
+                tracing::debug!(key = %self.key, %error, "waiting for another leader failed, looking instead");
+                self.failed_waits = self.failed_waits.saturating_add(1);
+                // What happens meanwhile is found by looking anew.
+                self.cursor = None;
+                let pause = RetryPolicy::default().pause(self.failed_waits, Chance(fastrand::u32(..))).unwrap_or(RetryPolicy::MAX);
+                clock.sleep_until(clock.now().plus(pause)).await;
+            }
         }
-        self.failures = 0;
-        Ok(())
     }
 
-    /// After a failed question: that nothing is known any more, if that is so now; else a pause. Nothing when the retry policy gives up.
+    /// After a look that failed: that nothing is known any more, if that is so now; else a pause. Nothing when the retry policy gives up.
     async fn give_up_or_pause(&mut self, failed: Option<StoreError>) -> Option<Option<Leader>> {
         let clock = self.engine.clock;
-        // What happens meanwhile is found by looking anew.
-        self.cursor = None;
         self.failures = self.failures.saturating_add(1);
         let pause = self.retry.pause(self.failures, Chance(fastrand::u32(..)));
         if matches!(self.told, Some(Leader::Unknown { .. })) {

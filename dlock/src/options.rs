@@ -148,9 +148,9 @@ pub enum InvalidOptions {
     #[error(transparent)]
     ReservedMetadata(#[from] ReservedName),
     /// The metadata is larger than the store takes.
-    #[error("the metadata takes {bytes} bytes as JSON, this store accepts {limit}")]
+    #[error("the metadata takes up to {bytes} bytes as JSON with the entries that dlock adds, this store accepts {limit}")]
     MetadataTooLarge {
-        /// Its size.
+        /// Its size, with room for what dlock adds.
         bytes: usize,
         /// What the store accepts.
         limit: usize,

@@ -257,6 +257,28 @@ async fn failures_that_pass_within_five_seconds_are_not_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn waits_that_fail_end_no_observation_whose_looks_are_answered() {
+    for (memory, leader) in stores() {
+        let term = leader.election("a").campaign().await.unwrap();
+        let retry = RetryPolicy::fixed(Duration::from_millis(10)).attempts(3);
+        let mut leaders = locker(&memory).election("a").retry(retry).observe().unwrap();
+        assert!(leaders.next().await.unwrap().is(&term));
+        for _ in 0..40 {
+            memory.control().fail_next(Call::Changed, ErrorKind::Denied);
+            // The question for a cursor before each look is answered.
+            memory.control().delay_next(Call::Changed, Duration::from_millis(1));
+        }
+        memory.control().reset_calls();
+        assert!(timeout(secs(10), leaders.next()).await.is_err());
+        let looks = memory.control().calls(Call::Inspect);
+        assert!((5..20).contains(&looks), "{looks}: fewer and fewer, and never none");
+        term.proclaim(metadata("zone", "b")).await.unwrap();
+        let told = timeout(secs(3), leaders.next()).await.unwrap().unwrap();
+        assert_eq!((says(&told, "zone"), told.is(&term)), (Some("b"), true));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_is_told_at_once() {
     for (memory, _) in stores() {
         memory.control().fail_next(Call::Inspect, ErrorKind::Denied);

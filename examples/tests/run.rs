@@ -34,7 +34,12 @@ fn a_late_write_is_refused() {
 fn observers_see_who_leads_and_what_is_proclaimed() {
     let told = output(&mut Command::new(env!("CARGO_BIN_EXE_who_leads")));
     let phases: Vec<_> = told.lines().filter_map(|line| line.split_once("phase ")).map(|(_, phase)| phase).collect();
-    assert_eq!(phases, ["warming up", "scheduling", "cleaning up"], "{told}");
+    // An observer that is late may see the last of several changes alone.
+    assert!(
+        phases.is_sorted_by_key(|phase| ["warming up", "scheduling", "cleaning up"].iter().position(|known| known == phase)),
+        "{told}"
+    );
+    assert_eq!(phases.last(), Some(&"cleaning up"), "{told}");
     let token = |line: &str| line.split_once("with token ").map(|(_, rest)| rest.split(',').next().unwrap().to_owned());
     let tokens: std::collections::BTreeSet<_> = told.lines().filter_map(token).collect();
     assert_eq!(tokens.len(), 1, "one term: {told}");
@@ -58,6 +63,8 @@ fn bad_options_are_told() {
     let told = String::from_utf8(refused.stderr).unwrap();
     assert!(told.contains("unknown scheme"), "{told}");
 }
+
+const TTL: Duration = Duration::from_secs(10);
 
 /// A candidate in a process of its own; killed when dropped.
 struct Candidate {
@@ -111,18 +118,18 @@ impl Drop for Candidate {
 #[tokio::test]
 async fn sigterm_hands_over_within_a_second_and_sigkill_within_twice_the_ttl_and_one() {
     let agent = ConsulAgent::start().await.unwrap();
-    hand_over(&agent.url());
+    // A session that nobody renews ends at twice its ttl.
+    hand_over(&agent.url(), TTL * 2 + Duration::from_secs(1));
 }
 
 #[cfg(feature = "etcd")]
 #[tokio::test]
-async fn on_etcd_sigterm_hands_over_within_a_second_and_sigkill_within_twice_the_ttl_and_one() {
+async fn on_etcd_sigterm_hands_over_within_a_second_and_sigkill_within_the_ttl_and_two_seconds() {
     let server = dlock_testkit::servers::EtcdServer::start().await.unwrap();
-    hand_over(&server.url());
+    hand_over(&server.url(), TTL + Duration::from_secs(2));
 }
 
-fn hand_over(url: &str) {
-    let ttl = Duration::from_secs(10);
+fn hand_over(url: &str, after_a_kill: Duration) {
     let first = Candidate::start(url, "10s");
     let first_token = first.leads();
     let second = Candidate::start(url, "10s");
@@ -140,6 +147,6 @@ fn hand_over(url: &str) {
     let killed = Instant::now();
     second.signal("KILL");
     let third_token = third.leads();
-    assert!(killed.elapsed() <= ttl * 2 + Duration::from_secs(1), "{:?}", killed.elapsed());
+    assert!(killed.elapsed() <= after_a_kill, "{:?}", killed.elapsed());
     assert!(third_token > second_token);
 }

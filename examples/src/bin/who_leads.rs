@@ -13,7 +13,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut leaders = locker.election("scheduler").observe()?;
     let leading = tokio::spawn(lead(locker.clone()));
 
-    // Observing goes on for as long as the locker lives; here until somebody has led, and nobody does any more.
+    // Observing goes on until the locker is shut down; here until somebody has led, and nobody does any more.
     let mut seen = false;
     while let Some(leader) = leaders.next().await {
         match leader {
