@@ -14,17 +14,18 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::history::Event;
-use crate::plan::{Config, Plan};
+use crate::plan::{Config, Plan, Tier};
 use crate::run::Ran;
 
 pub mod consul;
+pub mod etcd;
 mod life;
 mod scene;
 
 use life::{Life, Surroundings};
 use scene::Scene;
 
-/// Runs a plan. The profile of its store says nothing here: a fake Consul is like a Consul.
+/// Runs a plan. Which store it is, its tier says: a fake Consul is like a Consul, a fake etcd like an etcd.
 pub fn run(plan: &Plan) -> Ran {
     let _chance = Chance::from_seed(plan.config.seed);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -51,9 +52,15 @@ impl Drop for Chance {
 
 async fn simulate(plan: &Plan) -> Ran {
     let scene = Arc::new(Scene::new(plan));
-    let world = consul::World::new(&scene);
-    let around: Arc<dyn Surroundings> = Arc::clone(&world) as _;
-    live_through(&scene, &around, |client| world.backend(&plan.config, client)).await;
+    if plan.tier == Tier::WireEtcd {
+        let world = etcd::World::new(&scene);
+        let around: Arc<dyn Surroundings> = Arc::clone(&world) as _;
+        live_through(&scene, &around, |client| world.backend(&plan.config, client)).await;
+    } else {
+        let world = consul::World::new(&scene);
+        let around: Arc<dyn Surroundings> = Arc::clone(&world) as _;
+        live_through(&scene, &around, |client| world.backend(&plan.config, client)).await;
+    }
     scene.ran()
 }
 
