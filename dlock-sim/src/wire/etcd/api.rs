@@ -121,13 +121,18 @@ struct Watch {
 }
 
 impl Watching {
-    /// Makes a watch; what is answered to that.
-    pub(super) fn create(&mut self, store: &Store, asked: WatchCreate) -> WatchResponse {
+    /// Makes a watch; what is answered to that. One that begins too early is ended at once.
+    pub(super) fn create(&mut self, store: &Store, asked: WatchCreate) -> Vec<WatchResponse> {
         let id = self.made;
         self.made += 1;
+        let made = WatchResponse { header: Some(store.header()), watch_id: id, created: true, ..WatchResponse::default() };
         let next = if asked.start_revision > 0 { asked.start_revision } else { store.revision() + 1 };
+        if next < store.compacted() {
+            let compact_revision = store.compacted();
+            return vec![made, WatchResponse { compact_revision, ..self.cancel(store, id, "") }];
+        }
         self.watches.push(Watch { id, asked, next });
-        WatchResponse { header: Some(store.header()), watch_id: id, created: true, ..WatchResponse::default() }
+        vec![made]
     }
 
     /// Ends a watch; what is answered to that.
@@ -139,26 +144,13 @@ impl Watching {
 
     /// What happened since it was told last.
     pub(super) fn news(&mut self, store: &Store) -> Vec<WatchResponse> {
-        let (mut news, mut gone) = (Vec::new(), Vec::new());
+        let mut news = Vec::new();
         for watch in &mut self.watches {
-            match store.since(watch.next) {
-                Ok(since) => {
-                    let events: Vec<_> = since.iter().filter_map(|event| watch.told(event)).collect();
-                    watch.next = watch.next.max(store.revision() + 1);
-                    if !events.is_empty() {
-                        let header = Some(store.header());
-                        news.push(WatchResponse { header, watch_id: watch.id, events, ..WatchResponse::default() });
-                    }
-                }
-                Err(compacted) => {
-                    let compact_revision = compacted;
-                    news.push(WatchResponse { compact_revision, ..WatchResponse::default() });
-                    gone.push((news.len() - 1, watch.id));
-                }
+            let events: Vec<_> = store.since(watch.next).iter().filter_map(|event| watch.told(event)).collect();
+            watch.next = watch.next.max(store.revision() + 1);
+            if !events.is_empty() {
+                news.push(WatchResponse { header: Some(store.header()), watch_id: watch.id, events, ..WatchResponse::default() });
             }
-        }
-        for (place, id) in gone {
-            news[place] = WatchResponse { compact_revision: news[place].compact_revision, ..self.cancel(store, id, "") };
         }
         news
     }

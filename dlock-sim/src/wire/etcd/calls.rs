@@ -235,7 +235,7 @@ impl Members {
             _ => return replies.given_up().await,
         }
         let mut watching = Watching::default();
-        let mut batch = vec![self.cluster.read(|store| watching.create(store, first))];
+        let mut batch = self.cluster.read(|store| watching.create(store, first));
         self.scene.push(None, Event::Applied { call: trip.call });
         let (outages, mut told) = (self.cluster.outages(), false);
         loop {
@@ -268,7 +268,7 @@ impl Members {
                 () = replies.given_up() => return,
                 request = requests.next() => match request.map(WatchRequest::decode) {
                     Some(Ok(WatchRequest { request: Some(super::message::Watch::Create(asked)) })) => {
-                        batch.push(self.cluster.read(|store| watching.create(store, asked)));
+                        batch.extend(self.cluster.read(|store| watching.create(store, asked)));
                     }
                     Some(Ok(WatchRequest { request: Some(super::message::Watch::Cancel(asked)) })) => {
                         batch.push(self.cluster.read(|store| watching.cancel(store, asked.watch_id, "")));

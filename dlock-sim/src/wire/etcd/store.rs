@@ -14,10 +14,9 @@ pub struct Store {
     pub(super) revision: i64,
     pub(super) keys: BTreeMap<Vec<u8>, KeyValue>,
     leases: BTreeMap<i64, Lease>,
-    /// Of this revision and all before it nothing is kept but what stood there then.
+    /// What happened before this revision is told to nobody who asks for it now.
     compacted: i64,
-    base: BTreeMap<Vec<u8>, KeyValue>,
-    /// What happened since.
+    /// All that happened: watches that live are not disturbed by a compaction.
     log: Vec<Event>,
     /// How often a lease was granted whose id nobody chose.
     chosen: i64,
@@ -83,16 +82,7 @@ const LONGEST_TTL: i64 = 9_000_000_000;
 impl Store {
     /// A store of which nobody has made use yet.
     pub fn new(rules: Rules) -> Self {
-        Self {
-            rules,
-            revision: 1,
-            keys: BTreeMap::new(),
-            leases: BTreeMap::new(),
-            compacted: 0,
-            base: BTreeMap::new(),
-            log: Vec::new(),
-            chosen: 0,
-        }
+        Self { rules, revision: 1, keys: BTreeMap::new(), leases: BTreeMap::new(), compacted: 0, log: Vec::new(), chosen: 0 }
     }
 
     /// The revision of the last change.
@@ -191,8 +181,6 @@ impl Store {
         if revision > self.revision {
             return Err(Status::FUTURE);
         }
-        self.base = self.as_of(revision)?;
-        self.log.retain(|event| revision_of(event) > revision);
         self.compacted = revision;
         Ok(())
     }
@@ -205,7 +193,7 @@ impl Store {
         if revision < self.compacted {
             return Err(Status::COMPACTED);
         }
-        let mut keys = self.base.clone();
+        let mut keys = BTreeMap::new();
         for event in self.log.iter().take_while(|event| revision_of(event) <= revision) {
             let Some(kv) = event.kv.clone() else { continue };
             if event.kind == DELETED {
@@ -217,12 +205,14 @@ impl Store {
         Ok(keys)
     }
 
-    /// What happened from a revision on; the revision up to which nothing is kept, if that is too long ago.
-    pub(super) fn since(&self, revision: i64) -> Result<&[Event], i64> {
-        if revision < self.compacted {
-            return Err(self.compacted);
-        }
-        Ok(&self.log[self.log.partition_point(|event| revision_of(event) < revision)..])
+    /// The revision before which nothing is told to who asks for it now.
+    pub(super) fn compacted(&self) -> i64 {
+        self.compacted
+    }
+
+    /// What happened from a revision on.
+    pub(super) fn since(&self, revision: i64) -> &[Event] {
+        &self.log[self.log.partition_point(|event| revision_of(event) < revision)..]
     }
 
     /// Writes a key at the present revision.

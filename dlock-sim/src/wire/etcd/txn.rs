@@ -85,7 +85,7 @@ impl Store {
 
     /// How many changes there were: events, not revisions.
     fn changes(&self) -> usize {
-        self.since(self.revision).map_or(0, <[_]>::len)
+        self.since(self.revision).len()
     }
 
     fn evaluate(&mut self, txn: &TxnRequest) -> Result<TxnResponse, Status> {
