@@ -310,7 +310,7 @@ fn budget(tier: Tier) -> usize {
     match tier {
         Tier::Machines => 40_000,
         Tier::Locker => 8_000,
-        Tier::Wire => 400,
+        Tier::Wire | Tier::WireEtcd => 400,
     }
 }
 

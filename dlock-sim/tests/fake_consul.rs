@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use dlock_consul::{Answer, Lane, Method, Request};
-use dlock_sim::wire::{FakeConsul, Rules, Store};
+use dlock_sim::wire::consul::{FakeConsul, Rules, Store};
 use dlock_testkit::servers::{ConsulAgent, http};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};

@@ -34,8 +34,10 @@ pub enum Tier {
     Machines,
     /// The real `Locker` on the in-memory store in virtual time.
     Locker,
-    /// The real `Locker` on a real backend's client, against a fake server over a simulated network.
+    /// The real `Locker` on the real Consul client, against a fake server over a simulated network.
     Wire,
+    /// The real `Locker` on the unmodified etcd-client, against a fake server over a simulated network.
+    WireEtcd,
 }
 
 /// What stays the same over a run. Swarm configuration: every seed draws another one.
@@ -112,7 +114,9 @@ impl Plan {
     pub fn of_seed(tier: Tier, seed: u64) -> Self {
         let draw = |what: u64, below: u32| (hash(&[seed, 0xC0, what]) % u64::from(below.max(1))) as u32;
         let between = |what: u64, from: u32, to: u32| from + draw(what, to - from + 1);
-        let ttl_ms = [300, 1_000, 3_000, 15_000][draw(0, 4) as usize];
+        // Leases live for whole seconds.
+        let shortest = if tier == Tier::WireEtcd { 2_000 } else { 300 };
+        let ttl_ms = [shortest, 1_000, 3_000, 15_000][draw(0, 4) as usize];
         // The margin is 1 %, at least 50 ms; inside it, belief must be true.
         let margin_ppm = (50_000_000 / u64::from(ttl_ms)).max(10_000) as u32;
         let kinds = FaultKind::ALL.into_iter().enumerate();
@@ -121,14 +125,19 @@ impl Plan {
             tier,
             config: Config {
                 seed,
-                // A store behind Consul's client is like Consul.
-                profile: if draw(1, 2) == 0 && tier != Tier::Wire { Profile::Queue } else { Profile::Slot },
+                // A store behind Consul's client is like Consul, and one behind etcd's like etcd.
+                profile: match tier {
+                    Tier::Wire => Profile::Slot,
+                    Tier::WireEtcd => Profile::Queue,
+                    Tier::Machines | Tier::Locker if draw(1, 2) == 0 => Profile::Queue,
+                    Tier::Machines | Tier::Locker => Profile::Slot,
+                },
                 clients: between(2, 2, 5) as u8,
                 rounds: between(3, 1, 6) as u8,
                 ttl_ms,
                 // Half of the stores are as strict as they may be.
                 lapses_after_percent: if draw(13, 2) == 0 { 100 } else { between(4, 100, 200) },
-                lock_delay_ms: if draw(5, 4) == 0 { draw(6, ttl_ms) } else { 0 },
+                lock_delay_ms: if draw(5, 4) == 0 && tier != Tier::WireEtcd { draw(6, ttl_ms) } else { 0 },
                 latency_ms: between(7, 1, (ttl_ms / 30).max(1)),
                 hold_ms: between(8, 1, ttl_ms * 2),
                 tries_percent: [0, 0, 20, 100][draw(9, 4) as usize],

@@ -15,6 +15,7 @@ pub(crate) fn of_plan(plan: &Plan) -> Vec<String> {
             Tier::Machines => "machines",
             Tier::Locker => "locker",
             Tier::Wire => "wire",
+            Tier::WireEtcd => "wire, etcd",
         },
         config.seed,
         match config.profile {

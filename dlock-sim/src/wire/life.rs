@@ -15,6 +15,11 @@ use super::scene::Scene;
 use crate::history::{Event, Op, Outcome, Refusal};
 use crate::plan::{Fault, Site};
 
+/// The one key that all contend for.
+pub(super) const KEY: &str = "locks/one";
+/// The name under which an acquisition publishes its number.
+pub(super) const OP: &str = "op";
+
 /// What surrounds the clients, so that a life can be struck by what no client does by itself.
 #[async_trait]
 pub(super) trait Surroundings: Debug + Send + Sync + 'static {
@@ -26,6 +31,12 @@ pub(super) trait Surroundings: Debug + Send + Sync + 'static {
     fn crash(&self, client: u8);
     /// An operator does something to the lock.
     fn interfere(&self, fault: Fault);
+    /// Everything passes again, and everybody is answered.
+    fn heal(&self);
+    /// The sessions that a client knows of and that are still there.
+    fn known_sessions(&self, client: u8) -> Vec<String>;
+    /// What is still at the store, with whose it is.
+    fn left(&self) -> Vec<(Option<u8>, String)>;
 }
 
 /// One client.
@@ -34,9 +45,6 @@ pub(super) struct Life {
     pub(super) locker: Locker,
     pub(super) scene: Arc<Scene>,
     pub(super) around: Arc<dyn Surroundings>,
-    pub(super) key: &'static str,
-    /// The name under which an acquisition publishes its number.
-    pub(super) op_name: &'static str,
 }
 
 /// The client has crashed: nothing of what comes next happens.
@@ -118,9 +126,9 @@ impl Life {
         let tries = self.bits(op, 3) % 100 < u64::from(config.tries_percent);
         self.scene.push(Some(self.client), Event::Wants { op, tries });
         let mut asking: BoxFuture<'static, Result<Option<LockGuard>, LockError>> = if tries {
-            self.locker.try_lock(self.key).metadata(self.op_name, op.to_string()).into_future()
+            self.locker.try_lock(KEY).metadata(OP, op.to_string()).into_future()
         } else {
-            let mut request = self.locker.lock(self.key).metadata(self.op_name, op.to_string());
+            let mut request = self.locker.lock(KEY).metadata(OP, op.to_string());
             if self.bits(op, 4).is_multiple_of(8) {
                 request = request.wait_at_most(self.draw(op, 5, config.ttl_ms * 4));
             }

@@ -1,41 +1,31 @@
-//! Tier C: the real `Locker` on the real Consul client, against a fake Consul over a simulated network, in virtual time.
+//! Tier C: the real `Locker` on the real client of a backend, against a fake server over a simulated network, in virtual time.
 //!
-//! The client is the one that production uses, down to its requests; behind its [`Transport`](dlock_consul::Transport) a [`FakeConsul`] answers
-//! with the statuses, bodies and texts of a real one, which a test compares. One plan is one history.
+//! The client is the one that production uses, down to its requests. What differs from one store to the next is what [`Surroundings`] its
+//! clients have: the servers, and the way to them. One plan is one history.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use dlock::Locker;
-use dlock_consul::{Consul, ConsulOptions};
-use dlock_core::{LockBackend, TtlRange};
+use dlock_core::LockBackend;
 use futures_util::future::join_all;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::history::Event;
-use crate::plan::{Config, Fault, Plan};
+use crate::plan::{Config, Plan, Tier};
 use crate::run::Ran;
 
-mod cluster;
-mod http;
+pub mod consul;
+pub mod etcd;
 mod life;
-mod network;
 mod scene;
-mod sites;
-mod store;
-mod txn;
 
-use cluster::{Cluster, KEY, OP};
-pub use http::{FakeConsul, Waits, Watched};
 use life::{Life, Surroundings};
-use network::{Line, Network};
 use scene::Scene;
-pub use store::{Entry, Rules, Session, Store};
 
-/// Runs a plan. The profile of its store says nothing here: a fake Consul is like a Consul.
+/// Runs a plan. Which store it is, its tier says: a fake Consul is like a Consul, a fake etcd like an etcd.
 pub fn run(plan: &Plan) -> Ran {
     let _chance = Chance::from_seed(plan.config.seed);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -62,22 +52,30 @@ impl Drop for Chance {
 
 async fn simulate(plan: &Plan) -> Ran {
     let scene = Arc::new(Scene::new(plan));
-    let cluster = Cluster::new(Arc::clone(&scene));
-    // Ends with the runtime.
-    tokio::spawn(Arc::clone(&cluster).lapse());
-    let network = Network::new(Arc::clone(&scene), Arc::clone(&cluster));
-    let around: Arc<dyn Surroundings> = Arc::new(World { cluster: Arc::clone(&cluster), network: Arc::clone(&network) });
-    let mut lives = begin(&scene, &around, |client| consul(&plan.config, &network, client));
+    if plan.tier == Tier::WireEtcd {
+        let world = etcd::World::new(&scene);
+        let around: Arc<dyn Surroundings> = Arc::clone(&world) as _;
+        live_through(&scene, &around, |client| world.backend(&plan.config, client)).await;
+    } else {
+        let world = consul::World::new(&scene);
+        let around: Arc<dyn Surroundings> = Arc::clone(&world) as _;
+        live_through(&scene, &around, |client| world.backend(&plan.config, client)).await;
+    }
+    scene.ran()
+}
+
+/// All lives, from the first request until everybody has left.
+async fn live_through<B: LockBackend>(scene: &Arc<Scene>, around: &Arc<dyn Surroundings>, backend: impl Fn(u8) -> B) {
+    let mut lives = begin(scene, around, backend);
     let mut alive = Vec::new();
-    _ = timeout(storm(&plan.config), gather(&mut lives, &mut alive)).await;
-    network.heal();
+    _ = timeout(storm(&scene.config), gather(&mut lives, &mut alive)).await;
+    around.heal();
     scene.calm_down();
     // Those who get no answer by then never will; the history shows it.
-    _ = timeout(patience(&plan.config), gather(&mut lives, &mut alive)).await;
+    _ = timeout(patience(&scene.config), gather(&mut lives, &mut alive)).await;
     lives.shutdown().await;
     alive.sort_by_key(|(client, _)| *client);
-    leave(&scene, &cluster, alive).await;
-    scene.ran()
+    leave(scene, around.as_ref(), alive).await;
 }
 
 /// Starts every client's life, each on a backend of its own.
@@ -91,7 +89,7 @@ fn begin<B: LockBackend>(
         let builder = Locker::builder(backend(client)).ttl(scene.config.ttl()).name(format!("client-{client}"));
         let locker = builder.build().unwrap_or_else(|error| unreachable!("plans draw what the store accepts: {error}"));
         let (scene, around) = (Arc::clone(scene), Arc::clone(around));
-        let life = Life { client, locker, scene, around, key: KEY, op_name: OP };
+        let life = Life { client, locker, scene, around };
         lives.spawn(async move { Some((client, life.live().await?)) });
     }
     lives
@@ -102,17 +100,6 @@ async fn gather(lives: &mut JoinSet<Option<(u8, Locker)>>, alive: &mut Vec<(u8, 
     while let Some(ended) = lives.join_next().await {
         alive.extend(ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
     }
-}
-
-/// The client that production uses, at one end of the network.
-fn consul(config: &Config, network: &Arc<Network>, client: u8) -> Consul {
-    let range = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
-    let mut options = ConsulOptions::new().ttl_range(range);
-    // Some must do with as few connections as there can be.
-    if config.draw(&[5, client.into()]).is_multiple_of(4) {
-        options = options.max_connections(ConsulOptions::LEAST_MAX_CONNECTIONS);
-    }
-    Consul::with_transport(&options, Arc::new(Line { network: Arc::clone(network), client }))
 }
 
 /// How long things go wrong: about as long as all rounds take.
@@ -130,7 +117,7 @@ fn patience(config: &Config) -> Duration {
 }
 
 /// Every client that lives shuts down; what it leaves behind is told.
-async fn leave(scene: &Scene, cluster: &Cluster, alive: Vec<(u8, Locker)>) {
+async fn leave(scene: &Scene, around: &dyn Surroundings, alive: Vec<(u8, Locker)>) {
     let ttl = scene.config.ttl();
     let leaving = alive.iter().map(|(client, locker)| async move {
         let (began, within) = (Instant::now(), 4 * ttl + Duration::from_secs(10));
@@ -138,7 +125,7 @@ async fn leave(scene: &Scene, cluster: &Cluster, alive: Vec<(u8, Locker)>) {
         // A session whose opening was never answered is told as not closed; what really stays is looked for at the end.
         let unclean = !report.left.is_empty() || began.elapsed() >= within;
         let unclean = unclean.then(|| format!("{report:?}"));
-        let sessions = cluster.known_sessions(*client).into_iter().map(|id| format!("session {id}, of which it knows"));
+        let sessions = around.known_sessions(*client).into_iter().map(|id| format!("session {id}, of which it knows"));
         for what in unclean.into_iter().chain(sessions) {
             scene.push(Some(*client), Event::Left { what });
         }
@@ -147,38 +134,12 @@ async fn leave(scene: &Scene, cluster: &Cluster, alive: Vec<(u8, Locker)>) {
     drop(alive);
     // By then what is still under way has arrived, what nobody renews has lapsed, and no request waits any more.
     sleep((8 * ttl).max(Duration::from_secs(90))).await;
-    for (client, what) in cluster.left() {
+    for (client, what) in around.left() {
         scene.push(client, Event::Left { what });
     }
     // One task is the store's own.
     let tasks = Handle::current().metrics().num_alive_tasks() - 1;
     if tasks > 0 {
         scene.push(None, Event::Left { what: format!("{tasks} tasks") });
-    }
-}
-
-/// What surrounds the clients here.
-#[derive(Debug)]
-struct World {
-    cluster: Arc<Cluster>,
-    network: Arc<Network>,
-}
-
-#[async_trait]
-impl Surroundings for World {
-    async fn thaw(&self, client: u8) {
-        self.network.thaw(client).await;
-    }
-
-    fn freeze(&self, client: u8, so_long: Duration) {
-        self.network.freeze(client, so_long);
-    }
-
-    fn crash(&self, client: u8) {
-        self.network.crash(client);
-    }
-
-    fn interfere(&self, fault: Fault) {
-        self.cluster.interfere(fault);
     }
 }

@@ -11,6 +11,9 @@ use crate::history::{End, Event, History, Op};
 use crate::plan::{Config, Fault, Plan, Site, Slot, Weather};
 use crate::run::Ran;
 
+/// Longer than any run.
+pub(super) const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+
 /// The stage of one run.
 #[derive(Debug)]
 pub(super) struct Scene {

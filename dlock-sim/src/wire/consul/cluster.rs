@@ -10,18 +10,11 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use super::http::{FakeConsul, refuse};
-use super::scene::Scene;
 use super::store::{Rules, Store};
 use crate::history::{End, Event, Op};
 use crate::plan::Fault;
-
-/// The one key that all contend for.
-pub(super) const KEY: &str = "locks/one";
-/// The name under which an acquisition publishes its number.
-pub(super) const OP: &str = "op";
-
-/// Longer than any run.
-pub(super) const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+use crate::wire::life::{KEY, OP};
+use crate::wire::scene::{FOR_EVER, Scene};
 
 /// The servers.
 #[derive(Debug)]

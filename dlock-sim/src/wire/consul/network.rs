@@ -9,11 +9,11 @@ use dlock_consul::{Answer, Lane, Method, Request, Transport, TransportError, Tra
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, sleep_until};
 
-use super::cluster::{Arrived, Cluster, FOR_EVER, Heard};
-use super::scene::Scene;
+use super::cluster::{Arrived, Cluster, Heard};
 use super::sites::site;
 use crate::history::Event;
 use crate::plan::{Fault, Slot};
+use crate::wire::scene::{FOR_EVER, Scene};
 
 /// Every client's way to the servers.
 #[derive(Debug)]

@@ -1,0 +1,99 @@
+//! The real locker on the unmodified etcd-client, against a fake etcd over a simulated network, in virtual time.
+//!
+//! `DLOCK_SIM_SEEDS=a..b` chooses other seeds.
+#![allow(missing_docs)]
+
+use std::collections::BTreeMap;
+
+use dlock_sim::campaign::seeds_or;
+use dlock_sim::history::Event;
+use dlock_sim::plan::{Fault, FaultKind, Faults, Plan, Site, Tier};
+use dlock_sim::run::run;
+use dlock_sim::wire;
+
+/// As its seed has it.
+fn swarm(seed: u64) -> Plan {
+    Plan::of_seed(Tier::WireEtcd, seed)
+}
+
+/// The same with every kind of fault, and many of them.
+fn storm(seed: u64) -> Plan {
+    let faults = Faults::Drawn { seed, per_mille: 100, budget: 30, kinds: FaultKind::ALL.to_vec() };
+    Plan { faults, ..swarm(seed) }
+}
+
+/// The same with nothing that goes wrong.
+fn calm(seed: u64) -> Plan {
+    swarm(seed).with_faults(Vec::new())
+}
+
+/// Runs plans; what they brought, by name, and what was wrong.
+fn run_all(plans: impl Iterator<Item = Plan>) -> BTreeMap<String, u32> {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    let mut broken = Vec::new();
+    for plan in plans {
+        let ran = run(&plan);
+        if let Some(violation) = ran.violation {
+            broken.push(format!("{violation}\n  {}", serde_json::to_string(&ran.plan).unwrap()));
+        }
+        *counts.entry("schedules".to_owned()).or_default() += 1;
+        for line in ran.history.lines() {
+            let name = match &line.event {
+                Event::Ended { cause, .. } => format!("ended {cause:?}"),
+                Event::Refused { why, .. } => format!("refused {why:?}"),
+                Event::Lost { reason, .. } => format!("lost {reason:?}"),
+                Event::Released { outcome, .. } => format!("release {outcome:?}"),
+                Event::WroteUnfenced { late, .. } => format!("wrote unfenced, late {late}"),
+                Event::Struck { fault, .. } => format!("struck {}", kind(*fault)),
+                Event::Sent { slot, .. } => format!("sent {:?}", slot.site),
+                event => serde_json::to_value(event).unwrap()["event"].as_str().unwrap().to_owned(),
+            };
+            *counts.entry(name).or_default() += 1;
+        }
+    }
+    println!("{counts:#?}");
+    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+    counts
+}
+
+fn kind(fault: Fault) -> String {
+    format!("{fault:?}").split('(').next().unwrap().to_owned()
+}
+
+#[test]
+fn nothing_goes_wrong_where_no_fault_strikes() {
+    let counts = run_all(seeds_or(0..50).map(calm));
+    for (name, expected) in [("lost Expired", 0), ("ended Lapsed", 0), ("refused Failed", 0), ("release Unknown", 0)] {
+        assert_eq!(counts.get(name).copied().unwrap_or(0), expected, "{name}");
+    }
+}
+
+#[test]
+fn every_promise_is_kept_when_everything_goes_wrong_at_once() {
+    let counts = run_all(seeds_or(0..200).map(storm));
+    let missing = |name: &String| !counts.contains_key(name);
+    let kinds = FaultKind::ALL.map(|kind| format!("struck {kind:?}"));
+    let calls = [Site::Open, Site::Renew, Site::Audit, Site::Close, Site::Claim, Site::Wait, Site::Confirm, Site::Release];
+    let calls = calls.into_iter().chain([Site::Disturbed]).map(|site| format!("sent {site:?}"));
+    let ends = ["ended GivenBack", "ended Lapsed", "ended Interference", "lost Expired", "lost KeyDeleted", "refused TimedOut"];
+    let never: Vec<String> = kinds.into_iter().chain(calls).chain(ends.map(str::to_owned)).filter(missing).collect();
+    assert!(never.is_empty(), "never came about: {never:?}");
+}
+
+#[test]
+fn one_plan_is_one_history() {
+    for plan in seeds_or(0..100).flat_map(|seed| [swarm(seed), storm(seed)]) {
+        let (first, second) = (wire::run(&plan), wire::run(&plan));
+        assert_eq!(first.struck, second.struck, "{plan:?}");
+        assert_eq!(first.history.fingerprint(), second.history.fingerprint(), "{plan:?}");
+    }
+}
+
+#[test]
+fn what_struck_replays_without_its_seed() {
+    for plan in seeds_or(0..30).map(storm) {
+        let ran = wire::run(&plan);
+        let again = wire::run(&plan.with_faults(ran.struck.clone()));
+        assert_eq!(ran.history.fingerprint(), again.history.fingerprint(), "{plan:?}");
+    }
+}
