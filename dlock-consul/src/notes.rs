@@ -88,6 +88,14 @@ impl Notes {
         }
     }
 
+    /// The token that a claim was granted with.
+    pub(crate) fn token(&self, id: ClaimId) -> Option<FencingToken> {
+        match self.claims.get(&id)?.state {
+            ClaimState::Held { token, .. } => Some(token),
+            ClaimState::Sent(_) | ClaimState::Releasing => None,
+        }
+    }
+
     pub(crate) fn amended(&mut self, id: ClaimId, metadata: Metadata, index: u64) {
         if let Some(note) = self.claims.get_mut(&id)
             && let ClaimState::Held { index: known, .. } = &mut note.state

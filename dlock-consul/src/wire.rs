@@ -140,6 +140,9 @@ pub(crate) struct Entry {
     #[serde(default)]
     pub(crate) value: Option<String>,
     pub(crate) modify_index: u64,
+    /// Raised by every grant while the key exists.
+    #[serde(default)]
+    pub(crate) lock_index: u64,
     #[serde(default)]
     pub(crate) session: Option<String>,
 }
@@ -176,9 +179,9 @@ impl Entry {
 
     fn token_with(&self, published: &Published) -> Option<FencingToken> {
         let shown = FencingToken::new(self.modify_index);
-        // An index that is not behind the key's own was written by somebody else.
-        let kept = published.metadata().and_then(Metadata::token).filter(|kept| Some(*kept) < shown);
-        kept.or(shown)
+        let kept = published.metadata().and_then(|metadata| metadata.token_of(self.lock_index));
+        // A token that is not behind the key's own index was written by somebody else.
+        kept.filter(|kept| Some(*kept) < shown).or(shown)
     }
 
     /// Who holds it.

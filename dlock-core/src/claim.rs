@@ -33,6 +33,8 @@ impl Claim {
     /// All that others read: the user's metadata and the reserved entries.
     pub fn published(&self) -> Metadata {
         let mut all = self.metadata.as_deref().cloned().unwrap_or_default();
+        // It may come from what another published.
+        all.remove(Metadata::TOKEN);
         all.insert_reserved(Metadata::ACQUIRED_AT, &self.acquired_at);
         all.insert_reserved(Metadata::OWNER, &self.owner);
         all.insert_reserved(Metadata::CLAIM, &self.id.to_string());

@@ -39,14 +39,24 @@ impl Metadata {
         Ok(())
     }
 
-    /// Says with which token the grant was made, for stores that show another number once the metadata was amended.
-    pub fn set_token(&mut self, token: FencingToken) {
-        self.insert_reserved(Self::TOKEN, &token.get().to_string());
+    /// Says with which token a grant was made, for stores that show another number once the metadata was amended. `grant` is whatever
+    /// else tells this grant from others that may inherit the value.
+    pub fn set_token(&mut self, token: FencingToken, grant: u64) {
+        self.insert_reserved(Self::TOKEN, &format!("{token}@{grant}"));
     }
 
-    /// The token that [`set_token`](Self::set_token) put there.
-    pub fn token(&self) -> Option<FencingToken> {
-        FencingToken::new(self.get(Self::TOKEN)?.parse().ok()?)
+    /// The token that [`set_token`](Self::set_token) put there for this grant.
+    pub fn token_of(&self, grant: u64) -> Option<FencingToken> {
+        let (token, of) = self.get(Self::TOKEN)?.split_once('@')?;
+        if of.parse() != Ok(grant) {
+            return None;
+        }
+        FencingToken::new(token.parse().ok()?)
+    }
+
+    /// Takes an entry away, whoever put it there.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
     }
 
     /// Adds an entry under any name, for those who compose what the store keeps.
@@ -106,12 +116,13 @@ mod tests {
     #[test]
     fn a_token_is_read_back_and_nothing_else_is_one() {
         let mut metadata = Metadata::new();
-        assert_eq!(metadata.token(), None);
-        metadata.set_token(FencingToken::new(42).unwrap());
-        assert_eq!((metadata.get("fencingToken"), metadata.token()), (Some("42"), FencingToken::new(42)));
-        for text in ["", "0", "-1", "4e2", "99999999999999999999"] {
+        assert_eq!(metadata.token_of(7), None);
+        metadata.set_token(FencingToken::new(42).unwrap(), 7);
+        assert_eq!((metadata.get("fencingToken"), metadata.token_of(7)), (Some("42@7"), FencingToken::new(42)));
+        assert_eq!(metadata.token_of(8), None, "of another grant");
+        for text in ["", "42", "0@7", "-1@7", "4e2@7", "99999999999999999999@7", "42@"] {
             metadata.insert_reserved(Metadata::TOKEN, text);
-            assert_eq!(metadata.token(), None, "{text:?}");
+            assert_eq!(metadata.token_of(7), None, "{text:?}");
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use dlock_core::{BackendError, ErrorKind};
 use etcd_client::{
-    Error, GetOptions, GetResponse, LeaseGrantOptions, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse,
-    ResponseHeader, SortOrder, SortTarget, Txn, TxnOpResponse, TxnResponse,
+    Error, GetOptions, GetResponse, LeaseGrantOptions, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseRevokeResponse,
+    LeaseTimeToLiveResponse, ResponseHeader, SortOrder, SortTarget, Txn, TxnOpResponse, TxnResponse,
 };
 use tokio::time::timeout;
 
@@ -143,23 +143,26 @@ impl Api {
         Ok(Duration::from_secs(granted.ttl().unsigned_abs()))
     }
 
-    /// Renews a lease on a stream of its own; `false` when it is not known. With `asks_ttl` its whole ttl is asked for too.
+    /// Renews a lease on a stream of its own; `None` when it is not known. With `asks_ttl` its whole ttl is asked for too.
+    ///
+    /// Another cluster may know a lease of the same id, as one does that was restored from a snapshot: over a connection of which nothing is
+    /// known yet, the answer that tells the cluster is waited for.
     pub(crate) async fn keep_alive(&self, lease: Lease, asks_ttl: bool) -> Result<Option<Option<Duration>>, BackendError> {
         let asked = Asked { what: "renewing the session", writes: false, keys: None };
         let ask = |connected: Arc<Connected>| async move {
             let (mut keeper, mut answers) = connected.lease().keep_alive(lease.0).await?;
-            if !asks_ttl {
+            if !asks_ttl && connected.is_ours() {
                 return Ok(Renewed(None));
             }
             // The first answer is not shown by the client.
             keeper.keep_alive().await?;
             match answers.message().await? {
-                Some(answer) if answer.ttl() > 0 => Ok(Renewed(Some(answer.ttl()))),
+                Some(answer) if answer.ttl() > 0 => Ok(Renewed(Some(answer))),
                 _ => Err(Error::LeaseKeepAliveError("lease not found".to_owned())),
             }
         };
         match self.call(asked, ask).await? {
-            Ok(Renewed(ttl)) => Ok(Some(ttl.map(|seconds| Duration::from_secs(seconds.unsigned_abs())))),
+            Ok(Renewed(answer)) => Ok(Some(answer.map(|answer| Duration::from_secs(answer.ttl().unsigned_abs())))),
             Err(Refusal::LeaseGone) => Ok(None),
             Err(refusal) => Err(unexpected(asked, refusal)),
         }
@@ -249,6 +252,7 @@ impl Api {
     fn of_our_cluster<T: Headed>(&self, asked: Asked<'_>, connected: &Arc<Connected>, answer: T) -> Result<T, BackendError> {
         let Some(header) = answer.header() else { return Ok(answer) };
         if *self.cluster.get_or_init(|| header.cluster_id()) == header.cluster_id() {
+            connected.is_found_ours();
             return Ok(answer);
         }
         self.endpoints.suspect(connected);
@@ -257,12 +261,12 @@ impl Api {
     }
 }
 
-/// A renewal that was answered, with the ttl where it was asked for. Its head is not shown by the client.
-struct Renewed(Option<i64>);
+/// A renewal that was answered, with the answer where the client shows it.
+struct Renewed(Option<LeaseKeepAliveResponse>);
 
 impl Headed for Renewed {
     fn header(&self) -> Option<&ResponseHeader> {
-        None
+        self.0.as_ref().and_then(LeaseKeepAliveResponse::header)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::endpoints::Endpoints;
 use crate::line::{Ours, Shared, cursor};
 use crate::notes::Notes;
 use crate::watch::{Change, Watched};
-use crate::wire::{Entry, Layout, Lease, json};
+use crate::wire::{Entry, Layout, Lease, is_in, json};
 
 /// A store of locks on etcd; cheap to clone, clones share connections and knowledge.
 #[derive(Clone, Debug)]
@@ -295,9 +295,7 @@ impl LockBackend for Etcd {
         loop {
             let Ok(changes) = shared.api.news(asked, &mut watching).await? else { return self.now(asked, &line.start).await };
             since = latest(since, &changes);
-            let is_in =
-                |change: &Change| change.key.strip_prefix(line.start.as_slice()).is_some_and(|place| !place.contains(&b'/'));
-            if changes.iter().any(is_in) {
+            if changes.iter().any(|change| is_in(&change.key, &line.start)) {
                 return Ok(since);
             }
         }

@@ -85,7 +85,9 @@ fn of_status(asked: Asked<'_>, status: Status) -> Failure {
                 "{}: etcd's database is full (NOSPACE); held locks go on, new ones need an operator: compact, defragment, disarm the alarm",
                 asked.what
             );
-            told(BackendError::new(ErrorKind::Overloaded, message).caused_by(status))
+            // The write that goes over the limit is applied, and answered so all the same.
+            let kind = if asked.writes { ErrorKind::Ambiguous } else { ErrorKind::Overloaded };
+            told(BackendError::new(kind, message).caused_by(status))
         }
         // From the client's own limit on what it takes in, the answer may be that of a write.
         Code::ResourceExhausted if says("etcdserver") => told(error(ErrorKind::Overloaded, status)),
@@ -93,6 +95,12 @@ fn of_status(asked: Asked<'_>, status: Status) -> Failure {
         // The connection broke, the leader changed, the cluster did not agree in time: a write may have been applied.
         code => Failure::Told { error: error(asked.unsure(), status), sound: code != Code::Unavailable && says("etcdserver: ") },
     }
+}
+
+/// Whether etcd answered that its database is full: perhaps applied, but surely not under way any more.
+pub(crate) fn is_full(error: &BackendError) -> bool {
+    let status = error.source().and_then(|source| source.downcast_ref::<Status>());
+    status.is_some_and(|status| status.code() == Code::ResourceExhausted && status.message().contains("database space exceeded"))
 }
 
 /// The connection could not be made anew: nothing was sent.
@@ -214,9 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn a_full_database_is_an_overload_that_says_what_to_do() {
+    fn a_full_database_may_have_taken_a_write_and_says_what_to_do() {
         let (kind, text) = told(WRITE, Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
-        assert_eq!(kind, ErrorKind::Overloaded);
+        assert_eq!(kind, ErrorKind::Ambiguous, "the write that goes over the limit is applied");
+        let read = told(READ, Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+        assert_eq!(read.0, ErrorKind::Overloaded);
         assert!(text.contains("NOSPACE") && text.contains("defragment"), "{text}");
         assert_eq!(told(WRITE, Code::ResourceExhausted, "etcdserver: too many requests").0, ErrorKind::Overloaded);
     }

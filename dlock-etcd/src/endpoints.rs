@@ -1,7 +1,7 @@
 //! The endpoints, a connection to each at most, and which of them calls go to: always the same one, until it fails.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(crate) struct Connected {
     client: Client,
     /// The runtime that drives it.
     runtime: Id,
+    /// Whether an answer over it told that it leads to our cluster.
+    ours: AtomicBool,
 }
 
 /// No connection could be made: whatever was to be sent was not.
@@ -121,7 +123,7 @@ impl Endpoints {
                 Ok(Err(error)) => return Err(unreachable(Some(error))),
                 Err(_) => return Err(unreachable(None)),
             };
-            let connected = Arc::new(Connected { place, client, runtime: Handle::current().id() });
+            let connected = Arc::new(Connected { place, client, runtime: Handle::current().id(), ours: AtomicBool::new(false) });
             *endpoint.slot() = Some(Arc::clone(&connected));
             return Ok(connected);
         }
@@ -152,8 +154,10 @@ impl Endpoints {
 
     /// A connection did not bring what it should: the next call goes over another, to the next endpoint if there is one.
     pub(crate) fn suspect(&self, connected: &Arc<Connected>) {
-        self.all[connected.place].slot().take_if(|present| Arc::ptr_eq(present, connected));
-        self.leave(connected.place);
+        // One that was replaced tells nothing of its endpoint any more.
+        if self.all[connected.place].slot().take_if(|present| Arc::ptr_eq(present, connected)).is_some() {
+            self.leave(connected.place);
+        }
     }
 
     /// Suspects the connection if this is dropped late and before it is told that an answer came.
@@ -186,6 +190,15 @@ impl Endpoint {
 }
 
 impl Connected {
+    /// Whether an answer over it told that it leads to our cluster.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_found_ours(&self) {
+        self.ours.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn kv(&self) -> KvClient {
         self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER)
     }

@@ -9,7 +9,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, Tx
 use tokio::sync::Notify;
 
 use crate::api::{Api, Found, PAGE, Refusal, Reply, by_creation, unexpected};
-use crate::classify::Asked;
+use crate::classify::{Asked, is_full};
 use crate::notes::Notes;
 use crate::wire::{Entry, Layout, Lease, json};
 
@@ -207,12 +207,20 @@ impl Shared {
             let tombstone = self.layout.tombstone(lease, claim);
             operations.push(TxnOp::put(tombstone, "", Some(PutOptions::new().with_lease(lease.0))));
         }
-        let mut reply = match self.api.txn(asked, Txn::new().and_then(operations)).await? {
+        let without_tombstone = || Txn::new().and_then([TxnOp::delete(entry.as_slice(), None)]);
+        let answer = self.api.txn(asked, Txn::new().and_then(operations)).await;
+        if fenced
+            && let Err(full) = &answer
+            && is_full(full)
+        {
+            // A full database takes deletions alone. What is held becomes free; the fence waits for room.
+            self.api.txn(asked, without_tombstone()).await?.map_err(|refusal| unexpected(asked, refusal))?;
+        }
+        let mut reply = match answer? {
             Ok(reply) => reply,
             // No copy of the claim can take effect without its lease. Its entry went with it, unless somebody put something over it.
             Err(Refusal::LeaseGone) => {
-                let delete = Txn::new().and_then([TxnOp::delete(entry, None)]);
-                self.api.txn(asked, delete).await?.map_err(|refusal| unexpected(asked, refusal))?
+                self.api.txn(asked, without_tombstone()).await?.map_err(|refusal| unexpected(asked, refusal))?
             }
             Err(refusal) => return Err(unexpected(asked, refusal)),
         };
@@ -252,7 +260,7 @@ impl Shared {
     async fn send(&self, asked: Asked<'_>, ours: Ours<'_>, txn: Txn) -> Result<Option<Reply>, BackendError> {
         let mut copy = Copy::sent(self, ours);
         let answer = self.api.txn(asked, txn).await;
-        copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous);
+        copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
         drop(copy);
         match answer? {
             Ok(reply) => Ok(Some(reply)),

@@ -86,6 +86,12 @@ impl Layout {
     }
 }
 
+/// Whether a key is that of an entry in the line that starts so. Those with a further `/` stand in lines of longer names, and those with a NUL are
+/// what released claims of longer names left behind.
+pub(crate) fn is_in(key: &[u8], line: &[u8]) -> bool {
+    key.strip_prefix(line).is_some_and(|place| !place.contains(&b'/') && !place.contains(&0))
+}
+
 /// The first key after all those that start so.
 pub(crate) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
@@ -127,7 +133,7 @@ impl From<&KeyValue> for Entry {
 impl Entry {
     /// Whether it stands in the line that starts so, and not in one of a longer name.
     pub(crate) fn is_in(&self, line: &[u8]) -> bool {
-        self.key.strip_prefix(line).is_some_and(|place| !place.contains(&b'/'))
+        is_in(&self.key, line)
     }
 
     /// The number of its grant.
@@ -190,6 +196,7 @@ mod tests {
         assert!(entry("a/7f", 0x7f).is_in(&line.start), "one of Go's");
         assert!(!entry("a/b/7f.1", 0x7f).is_in(&line.start));
         assert!(!entry("ab/7f.1", 0x7f).is_in(&line.start));
+        assert!(!entry("a/b\x007f.1", 0x7f).is_in(&line.start), "left behind by a claim of a/b");
     }
 
     #[test]

@@ -57,15 +57,16 @@ pub(crate) async fn amend(grant: &Grant, metadata: Metadata) -> Result<(), Amend
     }
     validate_metadata(&metadata, &claim.owner, capabilities.limits)?;
     let (metadata, limit) = (Arc::new(metadata), clock.now().plus(TRY_LIMIT));
+    let lost = |reason| AmendError::Lost(Lost { key: key.clone(), reason });
     let (mut perhaps, mut failures, mut cause) = (false, 0, None);
     let _turn = tokio::select! {
         biased;
         // Never closed; whoever is given up gives its turn on.
+        reason = grant.lost() => return Err(lost(reason)),
         turn = grant.amending.acquire() => turn,
         () = clock.sleep_until(limit) => return Err(AmendError::Unknown { key: key.clone(), cause }),
     };
     loop {
-        let lost = |reason| AmendError::Lost(Lost { key: key.clone(), reason });
         if let Some(reason) = grant.loss(clock.now()) {
             return Err(lost(reason));
         }
@@ -84,6 +85,9 @@ pub(crate) async fn amend(grant: &Grant, metadata: Metadata) -> Result<(), Amend
                 return Ok(());
             }
             Some(Ok(false)) => {
+                if let Some(reason) = grant.loss(clock.now()) {
+                    return Err(lost(reason));
+                }
                 session.want_audit();
                 return Err(AmendError::NotHeld { key: key.clone() });
             }

@@ -123,6 +123,8 @@ impl fmt::Debug for Observation {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long one look may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
+/// An answer later than that was not waited for.
+const SLACK: Duration = Duration::from_secs(2);
 /// The least time between two looks while the key changes hands again and again.
 const PACE: Duration = Duration::from_millis(100);
 /// How often a store is looked at that cannot tell of changes.
@@ -180,9 +182,22 @@ impl Looking {
             self.change().await;
         }
         let clock = self.engine.clock;
-        if let Some(looked) = self.looked {
-            clock.sleep_until(looked.plus(PACE)).await;
+        loop {
+            if let Some(looked) = self.looked {
+                clock.sleep_until(looked.plus(PACE)).await;
+            }
+            let limit = clock.now().plus(ATTEMPT);
+            let answer = self.look().await;
+            if clock.now() < limit.plus(SLACK) {
+                return answer;
+            }
+            // Nobody polled meanwhile: an answer is of long ago, and silence says nothing.
+            self.unanswered = None;
         }
+    }
+
+    async fn look(&mut self) -> Result<Leader, Option<StoreError>> {
+        let clock = self.engine.clock;
         let now = clock.now();
         self.looked = Some(now);
         let patience_ends = self.unanswered.get_or_insert(now).plus(PATIENCE);
@@ -202,7 +217,9 @@ impl Looking {
             () = clock.sleep_until(limit) => return Err(None),
         };
         (self.cursor, self.answered, self.unanswered, self.failures) = (cursor, now, None, 0);
-        Ok(inspection.holders.into_iter().next().map_or(Leader::Vacant, Leader::Elected))
+        // What stands there without a session and a claim is no lock, and nobody's.
+        let leader = inspection.holders.into_iter().find(|holder| holder.session.is_some() || holder.claim().is_some());
+        Ok(leader.map_or(Leader::Vacant, Leader::Elected))
     }
 
     /// Waits until something may have changed; a ttl at most, to find out in time that a store is silent. A wait that fails tells nothing: the
@@ -217,7 +234,8 @@ impl Looking {
         let told = tokio::select! {
             biased;
             told = backend.changed(&self.key, self.cursor) => told.map(Some),
-            () = clock.sleep_until(until) => Ok(self.cursor),
+            // A cursor that is ahead of a store which was set back would wait for ever.
+            () = clock.sleep_until(until) => Ok(None),
         };
         match told {
             Ok(cursor) => (self.cursor, self.failed_waits) = (cursor, 0),
@@ -247,7 +265,12 @@ impl Looking {
         let may_pass = failed.as_ref().is_none_or(|error| passing.contains(&error.kind()));
         match pause {
             Some(pause) if may_pass && now < patience_ends => {
-                clock.sleep_until(now.plus(pause).min(patience_ends)).await;
+                let next = now.plus(pause).min(patience_ends);
+                clock.sleep_until(next).await;
+                if clock.now() >= next.plus(SLACK) {
+                    // Nobody polled meanwhile.
+                    self.unanswered = None;
+                }
                 Some(None)
             }
             _ => Some(Some(Leader::Unknown { since: clock.to_past_instant(self.answered), cause: failed })),

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use dlock::{AmendError, ErrorKind, InvalidOptions, Leader, LockError, Locker, Loss, Metadata, Published, RetryPolicy};
+use dlock::{AmendError, ErrorKind, InvalidOptions, Leader, LockError, Locker, Loss, Metadata, RetryPolicy};
 use dlock_core::LockBackend;
 use dlock_testkit::memory::{Call, Outage};
 use support::plain::Plain;
@@ -339,13 +339,25 @@ async fn a_look_given_up_half_way_misses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_stands_there_and_is_no_metadata_is_told_as_it_is() {
+async fn what_is_no_lock_leads_nobody() {
     for (memory, _) in stores() {
         memory.control().put_foreign(&key("a"), "by hand");
         let mut leaders = locker(&memory).election("a").observe().unwrap();
-        let told = leaders.next().await.unwrap();
-        let holder = told.elected().expect("something stands there");
-        assert_eq!(holder.published, Published::Raw(b"by hand".to_vec()));
+        assert!(matches!(leaders.next().await, Some(Leader::Vacant)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_long_ago_is_no_news() {
+    for (memory, leader) in stores() {
+        let term = leader.election("a").campaign().await.unwrap();
+        let mut leaders = locker(&memory).election("a").observe().unwrap();
+        memory.control().delay_next(Call::Inspect, Duration::from_millis(50));
+        assert!(timeout(Duration::from_millis(10), leaders.next()).await.is_err());
+        // Nobody asks for an hour; the answer came within the first second.
+        term.resign().await.unwrap();
+        pass(secs(3600)).await;
+        assert!(matches!(leaders.next().await, Some(Leader::Vacant)));
     }
 }
 
