@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dlock_consul::{Consul, ConsulOptions};
 use dlock_core::{
-    Cause, Claim, ClaimId, Cursor, ErrorKind, Granted, Hint, Key, LockBackend, Metadata, Mode, Place, Published, Release, Renewal,
+    Cause, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Granted, Hint, Key, LockBackend, Metadata, Mode, Place, Published, Release, Renewal,
     SessionId, SessionRequest, Standing, TtlRange,
 };
 use dlock_testkit::proxy::{FaultProxy, Matching};
@@ -313,6 +313,25 @@ async fn amended_metadata_keeps_the_token_and_the_release() {
     assert_eq!(bench.proxy.requests().len(), 1);
     assert!(raw(&bench.agent, "GET", "/v1/kv/k?raw", "").await.contains("\"phase\":\"two\""));
     assert!(!bench.consul.amend(&bench.session, &claim("k", 1), &metadata).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_token_is_not_inherited_by_whoever_keeps_the_value() {
+    let bench = bench().await;
+    let token = FencingToken::new(held(&bench.consul, &bench.session, &claim("k", 1)).await).unwrap();
+    assert!(bench.consul.amend(&bench.session, &claim("k", 1), &Metadata::new()).await.unwrap());
+    let key = &claim("k", 1).key;
+    assert_eq!(bench.consul.inspect(key).await.unwrap().holders[0].token, Some(token));
+    bench.consul.release(&bench.session, &claim("k", 1)).await.unwrap();
+    // As Go programs do that read the pair, and acquire with it.
+    let value = raw(&bench.agent, "GET", "/v1/kv/k?raw", "").await;
+    assert!(value.contains("fencingToken"), "{value}");
+    let foreign = open(&bench.consul, Duration::from_secs(60)).await;
+    raw(&bench.agent, "PUT", &format!("/v1/kv/k?acquire={foreign}&flags={GO_FLAGS}"), &value).await;
+    let seen = bench.consul.inspect(key).await.unwrap().holders.remove(0);
+    assert!(seen.token > Some(token), "{seen:?}");
+    assert!(!bench.consul.evict(key, token).await.unwrap(), "the term of that token is over");
+    assert!(bench.consul.evict(key, seen.token.unwrap()).await.unwrap());
 }
 
 #[tokio::test]

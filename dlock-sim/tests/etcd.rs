@@ -382,6 +382,9 @@ async fn nested_names_do_not_block_one_another() {
     let server = EtcdServer::start().await.unwrap();
     let locker = ready(&server, LONG).await;
     let _below = locker.lock("a/b").await.unwrap();
+    // What a released claim of a longer name leaves behind.
+    server.gateway().put("a/c\x007f.1", "", 0).await.unwrap();
+    assert!(locker.inspect("a").await.unwrap().holders.is_empty());
     // More of them than are shown at once.
     let mut others = Vec::new();
     for n in 0..20 {
