@@ -98,7 +98,7 @@ impl Asked {
             }
             Self::TimeToLive(asked) => {
                 let (ttl, granted_ttl) = store.time_to_live(at, asked.id).unwrap_or((-1, 0));
-                let keys = if asked.keys { store.keys_of(asked.id) } else { Vec::new() };
+                let keys = if asked.keys && ttl >= 0 { store.keys_of(asked.id) } else { Vec::new() };
                 TimeToLiveResponse { header: Some(store.header()), id: asked.id, ttl, granted_ttl, keys }.encode_to_vec()
             }
         })

@@ -84,19 +84,26 @@ impl Silence {
 }
 
 impl Cluster {
-    pub(super) fn new(scene: Arc<Scene>) -> Arc<Self> {
+    /// Members of a cluster as a run draws it.
+    pub(super) fn drawn(scene: Arc<Scene>) -> Arc<Self> {
         let config = &scene.config;
         // Clients' clocks may run slower than true time: to them, leases lapse so much earlier.
         let lapses_after_ppm = u64::from(config.lapses_after_percent) * u64::from(1_000_000 - config.drift_ppm) / 100;
         let rules = Rules { least_ttl: 1, lapses_after_ppm, ..Rules::default() };
         // Some forget so soon that who waits is behind.
         let compacts = config.draw(&[8]);
+        let compacts_after = compacts.is_multiple_of(3).then_some((1 + (compacts >> 8) % 6).cast_signed());
+        Self::new(scene, rules, compacts_after)
+    }
+
+    /// Members with these rules, which forget what was before so many revisions.
+    pub(super) fn new(scene: Arc<Scene>, rules: Rules, compacts_after: Option<i64>) -> Arc<Self> {
         let state = State {
             store: Store::new(rules),
             grant: None,
             sessions: BTreeMap::new(),
             outage: Outage { until: Duration::ZERO, kind: Silence::Down, nth: 0 },
-            compacts_after: compacts.is_multiple_of(3).then_some((1 + (compacts >> 8) % 6).cast_signed()),
+            compacts_after,
             compacted: 0,
         };
         Arc::new(Self { scene, state: Mutex::new(state), changed: Notify::new() })

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::life::Surroundings;
 use super::scene::Scene;
-use crate::plan::{Config, Fault};
+use crate::plan::{Config, Fault, Plan, Tier};
 
 mod api;
 mod calls;
@@ -30,6 +30,7 @@ use calls::Members;
 use cluster::{Cluster, Silence};
 use network::Network;
 use rpc::Handler;
+use store::Rules;
 
 /// The members and the ways to them.
 #[derive(Debug)]
@@ -37,6 +38,25 @@ pub(super) struct World {
     scene: Arc<Scene>,
     cluster: Arc<Cluster>,
     network: Arc<Network>,
+}
+
+/// An etcd in this process with which nothing goes wrong, in the time of the runtime that it is started on.
+#[derive(Debug)]
+pub struct FakeEtcd(Arc<World>);
+
+impl FakeEtcd {
+    /// One of which nobody has made use yet. Ends with the runtime.
+    pub fn start() -> Self {
+        let mut plan = Plan::of_seed(Tier::WireEtcd, 0).with_faults(Vec::new());
+        plan.config.latency_ms = 1;
+        let scene = Arc::new(Scene::new(&plan));
+        Self(World::around(&scene, Cluster::new(Arc::clone(&scene), Rules::default(), None)))
+    }
+
+    /// Makes connections to it.
+    pub fn dialer(&self) -> Arc<dyn Dialer> {
+        Arc::new(Line { world: Arc::clone(&self.0), client: 0 })
+    }
 }
 
 /// A client's way to the members.
@@ -48,7 +68,10 @@ struct Line {
 
 impl World {
     pub(super) fn new(scene: &Arc<Scene>) -> Arc<Self> {
-        let cluster = Cluster::new(Arc::clone(scene));
+        Self::around(scene, Cluster::drawn(Arc::clone(scene)))
+    }
+
+    fn around(scene: &Arc<Scene>, cluster: Arc<Cluster>) -> Arc<Self> {
         // Ends with the runtime.
         tokio::spawn(Arc::clone(&cluster).lapse());
         Arc::new(Self { scene: Arc::clone(scene), cluster, network: Network::new(Arc::clone(scene)) })

@@ -1,7 +1,7 @@
 //! etcd's transactions: conditions, and what is done when they are met or not, all of it at one revision.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::message::{
     CREATE, Compare, DESCEND, DeleteRangeRequest, DeleteRangeResponse, EQUAL, GREATER, Header, KeyValue, LESS, MOD, PutRequest,
@@ -58,16 +58,16 @@ impl Store {
                 && below(range.max_create_revision, kv.create_revision)
         });
         if range.sort_order != UNSORTED || range.sort_target != 0 {
-            kvs.sort_by(|one, other| match range.sort_target {
-                VERSION_ORDER => one.version.cmp(&other.version),
-                CREATE_ORDER => one.create_revision.cmp(&other.create_revision),
-                MOD_ORDER => one.mod_revision.cmp(&other.mod_revision),
-                VALUE_ORDER => one.value.cmp(&other.value),
-                _ => one.key.cmp(&other.key),
+            kvs.sort_by(|one, other| {
+                let order = match range.sort_target {
+                    VERSION_ORDER => one.version.cmp(&other.version),
+                    CREATE_ORDER => one.create_revision.cmp(&other.create_revision),
+                    MOD_ORDER => one.mod_revision.cmp(&other.mod_revision),
+                    VALUE_ORDER => one.value.cmp(&other.value),
+                    _ => one.key.cmp(&other.key),
+                };
+                if range.sort_order == DESCEND { order.reverse() } else { order }
             });
-        }
-        if range.sort_order == DESCEND {
-            kvs.reverse();
         }
         let limit = usize::try_from(range.limit).unwrap_or_default();
         let more = !range.count_only && limit > 0 && kvs.len() > limit;
@@ -194,28 +194,42 @@ fn well_formed(txn: &TxnRequest) -> Result<(), Status> {
                 None => return Err(Status::NO_KEY),
             }
         }
-        without_duplicates(side)?;
     }
+    written(&txn.success)?;
+    written(&txn.failure)?;
     Ok(())
 }
 
-/// No key may be written twice in one revision, and none both written and deleted.
-fn without_duplicates(side: &[RequestOp]) -> Result<(), Status> {
-    let mut puts: Vec<&[u8]> = Vec::new();
-    for operation in side {
-        if let Some(Request::Put(put)) = &operation.request {
-            if puts.contains(&put.key.as_slice()) {
-                return Err(Status::DUPLICATE_KEY);
-            }
-            puts.push(&put.key);
+/// What operations write: keys, and ranges that they delete.
+type Written<'a> = (BTreeSet<&'a [u8]>, Vec<(&'a [u8], &'a [u8])>);
+
+/// No key may be written twice at one revision, and none both written and deleted. Of the two sides of a nested transaction only one is taken.
+fn written(side: &[RequestOp]) -> Result<Written<'_>, Status> {
+    let requests = || side.iter().filter_map(|operation| operation.request.as_ref());
+    let deleted = |deletes: &[(&[u8], &[u8])], key: &[u8]| deletes.iter().any(|(from, end)| covers(from, end, key));
+    let mut puts: BTreeSet<&[u8]> = BTreeSet::new();
+    let mut deletes: Vec<(&[u8], &[u8])> = Vec::new();
+    for request in requests() {
+        if let Request::DeleteRange(delete) = request {
+            deletes.push((&delete.key, &delete.range_end));
         }
     }
-    for operation in side {
-        if let Some(Request::DeleteRange(delete)) = &operation.request
-            && puts.iter().any(|key| covers(&delete.key, &delete.range_end, key))
-        {
+    for request in requests() {
+        let Request::Txn(nested) = request else { continue };
+        let ((then, deleted_then), (otherwise, deleted_otherwise)) = (written(&nested.success)?, written(&nested.failure)?);
+        let nested: BTreeSet<_> = then.union(&otherwise).copied().collect();
+        if nested.iter().any(|key| puts.contains(key) || deleted(&deletes, key)) {
+            return Err(Status::DUPLICATE_KEY);
+        }
+        puts.extend(nested);
+        deletes.extend(deleted_then);
+        deletes.extend(deleted_otherwise);
+    }
+    for request in requests() {
+        let Request::Put(put) = request else { continue };
+        if !puts.insert(&put.key) || deleted(&deletes, &put.key) {
             return Err(Status::DUPLICATE_KEY);
         }
     }
-    Ok(())
+    Ok((puts, deletes))
 }
