@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dlock_consul::{Consul, ConsulOptions};
 use dlock_core::{
-    Cause, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Granted, Hint, Key, LockBackend, Metadata, Mode, Place, Published, Release, Renewal,
-    SessionId, SessionRequest, Standing, TtlRange,
+    Cause, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Granted, Hint, Key, LockBackend, Metadata, Mode, Place, Published,
+    Release, Renewal, SessionId, SessionRequest, Standing, TtlRange,
 };
 use dlock_testkit::proxy::{FaultProxy, Matching};
 use dlock_testkit::servers::{ConsulAgent, http};
