@@ -36,7 +36,7 @@ campaigns=(
     "the_machines_keep_their_promises 250000"
     "the_locker_keeps_its_promises 50000"
     "consuls_client_keeps_its_promises 5000"
-    "etcds_client_keeps_its_promises 2000"
+    "etcds_client_keeps_its_promises 4000"
 )
 
 # A round's live faults strike one of these.

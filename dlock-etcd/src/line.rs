@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+#[cfg(dlock_planted)]
+use dlock_core::planted::Bug;
 use dlock_core::{
     BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Key, Metadata, Place, Release, Standing,
 };
@@ -203,6 +205,8 @@ impl Shared {
             notes.releasing(claim.id);
             notes.may_arrive(claim.id)
         };
+        #[cfg(dlock_planted)]
+        let fenced = fenced && !Bug::NoTombstone.is_on();
         if fenced {
             let tombstone = self.layout.tombstone(lease, claim);
             operations.push(TxnOp::put(tombstone, "", Some(PutOptions::new().with_lease(lease.0))));

@@ -1,4 +1,4 @@
-//! The real locker on the real Consul client, against a fake Consul over a simulated network, in virtual time.
+//! The real locker on the real clients, against fake servers over a simulated network, in virtual time.
 //!
 //! `DLOCK_SIM_SEEDS=a..b` chooses other seeds.
 #![allow(missing_docs)]
@@ -12,14 +12,14 @@ use dlock_sim::run::run;
 use dlock_sim::wire;
 
 /// As its seed has it.
-fn swarm(seed: u64) -> Plan {
-    Plan::of_seed(Tier::Wire, seed)
+fn swarm(tier: Tier, seed: u64) -> Plan {
+    Plan::of_seed(tier, seed)
 }
 
 /// The same with every kind of fault, and many of them.
-fn storm(seed: u64) -> Plan {
+fn storm(tier: Tier, seed: u64) -> Plan {
     let faults = Faults::Drawn { seed, per_mille: 100, budget: 30, kinds: FaultKind::ALL.to_vec() };
-    Plan { faults, ..swarm(seed) }
+    Plan { faults, ..swarm(tier, seed) }
 }
 
 /// Runs plans; what they brought, by name, and what was wrong.
@@ -55,30 +55,56 @@ fn kind(fault: Fault) -> String {
     format!("{fault:?}").split('(').next().unwrap().to_owned()
 }
 
-#[test]
-fn every_promise_is_kept_when_everything_goes_wrong_at_once() {
-    let counts = run_all(seeds_or(0..200).map(storm));
+/// What must have come about when everything goes wrong at once, beyond what went wrong.
+fn prove(tier: Tier, ends: &[&str]) {
+    let counts = run_all(seeds_or(0..200).map(|seed| storm(tier, seed)));
     let missing = |name: &String| !counts.contains_key(name);
     let kinds = FaultKind::ALL.map(|kind| format!("struck {kind:?}"));
     let calls = [Site::Open, Site::Renew, Site::Audit, Site::Close, Site::Claim, Site::Wait, Site::Confirm, Site::Release];
     let calls = calls.into_iter().chain([Site::Disturbed]).map(|site| format!("sent {site:?}"));
-    let ends = ["ended GivenBack", "ended Lapsed", "ended Interference", "lost Expired", "lost TakenOver", "refused TimedOut"];
-    let never: Vec<String> = kinds.into_iter().chain(calls).chain(ends.map(str::to_owned)).filter(missing).collect();
+    let ends = ends.iter().map(|&end| end.to_owned());
+    let never: Vec<String> = kinds.into_iter().chain(calls).chain(ends).filter(missing).collect();
     assert!(never.is_empty(), "never came about: {never:?}");
 }
 
 #[test]
+fn consuls_client_keeps_every_promise_when_everything_goes_wrong_at_once() {
+    prove(
+        Tier::Wire,
+        &["ended GivenBack", "ended Lapsed", "ended Interference", "lost Expired", "lost TakenOver", "refused TimedOut"],
+    );
+}
+
+#[test]
+fn etcds_client_keeps_every_promise_when_everything_goes_wrong_at_once() {
+    prove(
+        Tier::WireEtcd,
+        &["ended GivenBack", "ended Lapsed", "ended Interference", "lost Expired", "lost KeyDeleted", "refused TimedOut"],
+    );
+}
+
+#[test]
+fn nothing_goes_wrong_at_etcd_where_no_fault_strikes() {
+    let counts = run_all(seeds_or(0..50).map(|seed| swarm(Tier::WireEtcd, seed).with_faults(Vec::new())));
+    for never in ["lost Expired", "lost SessionGone", "ended Lapsed", "refused Failed", "release Unknown"] {
+        assert_eq!(counts.get(never), None, "{never}");
+    }
+}
+
+#[test]
 fn one_plan_is_one_history() {
-    for plan in seeds_or(0..100).flat_map(|seed| [swarm(seed), storm(seed)]) {
-        let (first, second) = (wire::run(&plan), wire::run(&plan));
-        assert_eq!(first.struck, second.struck, "{plan:?}");
-        assert_eq!(first.history.fingerprint(), second.history.fingerprint(), "{plan:?}");
+    for tier in [Tier::Wire, Tier::WireEtcd] {
+        for plan in seeds_or(0..100).flat_map(|seed| [swarm(tier, seed), storm(tier, seed)]) {
+            let (first, second) = (wire::run(&plan), wire::run(&plan));
+            assert_eq!(first.struck, second.struck, "{plan:?}");
+            assert_eq!(first.history.fingerprint(), second.history.fingerprint(), "{plan:?}");
+        }
     }
 }
 
 #[test]
 fn what_struck_replays_without_its_seed() {
-    for plan in seeds_or(0..30).map(storm) {
+    for plan in [Tier::Wire, Tier::WireEtcd].into_iter().flat_map(|tier| seeds_or(0..30).map(move |seed| storm(tier, seed))) {
         let ran = wire::run(&plan);
         let again = wire::run(&plan.with_faults(ran.struck.clone()));
         assert_eq!(ran.history.fingerprint(), again.history.fingerprint(), "{plan:?}");

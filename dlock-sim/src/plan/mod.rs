@@ -127,10 +127,9 @@ impl Plan {
                 seed,
                 // A store behind Consul's client is like Consul, and one behind etcd's like etcd.
                 profile: match tier {
-                    Tier::Wire => Profile::Slot,
                     Tier::WireEtcd => Profile::Queue,
                     Tier::Machines | Tier::Locker if draw(1, 2) == 0 => Profile::Queue,
-                    Tier::Machines | Tier::Locker => Profile::Slot,
+                    Tier::Machines | Tier::Locker | Tier::Wire => Profile::Slot,
                 },
                 clients: between(2, 2, 5) as u8,
                 rounds: between(3, 1, 6) as u8,

@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             Leader::Elected(holder) => {
                 seen = true;
                 let phase = holder.published.metadata().and_then(|metadata| metadata.get("phase"));
-                let (who, token) = (holder.owner().unwrap_or("somebody"), holder.token.map_or(0, |token| token.get()));
+                let (who, token) = (holder.owner().unwrap_or("somebody"), holder.token.map_or(0, dlock::FencingToken::get));
                 println!("{who} leads with token {token}, phase {}", phase.unwrap_or("unknown"));
             }
             Leader::Vacant if seen => break,

@@ -258,21 +258,13 @@ impl Cluster {
         let changed = state.store.revision() != before;
         if changed {
             self.observe(&mut state, End::GivenBack);
-            self.compact(&mut state);
+            state.compact();
         }
         drop(state);
         if changed || matches!(asked, Asked::Grant(_)) {
             self.changed.notify_waiters();
         }
         answer
-    }
-
-    fn compact(&self, state: &mut State) {
-        let now = state.store.revision();
-        if state.compacts_after.is_some_and(|after| now >= state.compacted + after) {
-            state.compacted = now;
-            _ = state.store.compact(now);
-        }
     }
 
     /// Tells the history when another entry is first in line than before.
@@ -290,6 +282,14 @@ impl Cluster {
 }
 
 impl State {
+    fn compact(&mut self) {
+        let now = self.store.revision();
+        if self.compacts_after.is_some_and(|after| now >= self.compacted + after) {
+            self.compacted = now;
+            _ = self.store.compact(now);
+        }
+    }
+
     fn owner(&self, lease: i64) -> Option<u8> {
         self.sessions.get(&lease).map(|opened| opened.client)
     }

@@ -138,7 +138,9 @@ impl Network {
         state.links.retain(|link| link.strong_count() > 0);
         let links: Vec<_> = state.links.iter().filter_map(Weak::upgrade).filter(|link| which(link)).collect();
         drop(state);
-        links.iter().for_each(|link| does(link));
+        for link in links {
+            does(&link);
+        }
     }
 
     /// A new connection of a client: its end, and the other.

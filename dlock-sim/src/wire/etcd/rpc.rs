@@ -97,14 +97,13 @@ impl Replies {
     /// Ends the call with a refusal.
     pub(super) fn refuse(&mut self, refusal: &Status) {
         let status = status(refusal.code, refusal.message);
-        match &mut self.stream {
-            Some(stream) => _ = stream.send_trailers(status),
-            None => {
-                let mut response = head();
-                response.headers_mut().extend(status);
-                _ = self.respond.send_response(response, true);
-            }
+        if let Some(stream) = &mut self.stream {
+            _ = stream.send_trailers(status);
+            return;
         }
+        let mut response = head();
+        response.headers_mut().extend(status);
+        _ = self.respond.send_response(response, true);
     }
 
     /// Whether the client has given the call up, or is gone.

@@ -48,7 +48,7 @@ impl Store {
             &self.keys
         };
         let mut kvs: Vec<_> = within(keys, &range.key, &range.range_end).cloned().collect();
-        let count = kvs.len() as i64;
+        let count = count_of(kvs.len());
         kvs.retain(|kv| {
             let above = |bound: i64, at: i64| bound == 0 || at >= bound;
             let below = |bound: i64, at: i64| bound == 0 || at <= bound;
@@ -78,7 +78,9 @@ impl Store {
             kvs.clear();
         }
         if range.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value.clear());
+            for kv in &mut kvs {
+                kv.value.clear();
+            }
         }
         Ok(RangeResponse { header: Some(self.header()), kvs, more, count })
     }
@@ -115,7 +117,7 @@ impl Store {
 
     fn remove(&mut self, delete: &DeleteRangeRequest) -> DeleteRangeResponse {
         let keys: Vec<_> = within(&self.keys, &delete.key, &delete.range_end).map(|kv| kv.key.clone()).collect();
-        let deleted = keys.iter().filter(|key| self.delete(key)).count() as i64;
+        let deleted = count_of(keys.iter().filter(|key| self.delete(key)).count());
         DeleteRangeResponse { header: Some(self.header()), deleted }
     }
 
@@ -134,6 +136,10 @@ const VERSION_ORDER: i32 = 1;
 const CREATE_ORDER: i32 = 2;
 const MOD_ORDER: i32 = 3;
 const VALUE_ORDER: i32 = 4;
+
+fn count_of(keys: usize) -> i64 {
+    i64::try_from(keys).unwrap_or(i64::MAX)
+}
 
 fn holds(compare: &Compare, kv: &KeyValue) -> bool {
     let number = match (compare.target, &compare.with) {
@@ -206,7 +212,7 @@ type Written<'a> = (BTreeSet<&'a [u8]>, Vec<(&'a [u8], &'a [u8])>);
 /// No key may be written twice at one revision, and none both written and deleted. Of the two sides of a nested transaction only one is taken.
 fn written(side: &[RequestOp]) -> Result<Written<'_>, Status> {
     let requests = || side.iter().filter_map(|operation| operation.request.as_ref());
-    let deleted = |deletes: &[(&[u8], &[u8])], key: &[u8]| deletes.iter().any(|(from, end)| covers(from, end, key));
+    let covered = |deletes: &[(&[u8], &[u8])], key: &[u8]| deletes.iter().any(|(from, end)| covers(from, end, key));
     let mut puts: BTreeSet<&[u8]> = BTreeSet::new();
     let mut deletes: Vec<(&[u8], &[u8])> = Vec::new();
     for request in requests() {
@@ -218,7 +224,7 @@ fn written(side: &[RequestOp]) -> Result<Written<'_>, Status> {
         let Request::Txn(nested) = request else { continue };
         let ((then, deleted_then), (otherwise, deleted_otherwise)) = (written(&nested.success)?, written(&nested.failure)?);
         let nested: BTreeSet<_> = then.union(&otherwise).copied().collect();
-        if nested.iter().any(|key| puts.contains(key) || deleted(&deletes, key)) {
+        if nested.iter().any(|key| puts.contains(key) || covered(&deletes, key)) {
             return Err(Status::DUPLICATE_KEY);
         }
         puts.extend(nested);
@@ -227,7 +233,7 @@ fn written(side: &[RequestOp]) -> Result<Written<'_>, Status> {
     }
     for request in requests() {
         let Request::Put(put) = request else { continue };
-        if !puts.insert(&put.key) || deleted(&deletes, &put.key) {
+        if !puts.insert(&put.key) || covered(&deletes, &put.key) {
             return Err(Status::DUPLICATE_KEY);
         }
     }
