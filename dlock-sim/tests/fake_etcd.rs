@@ -27,7 +27,7 @@ struct Both {
     real: Client,
     fake: Client,
     said: String,
-    /// How often each status was answered.
+    /// How both refused.
     refused: Vec<String>,
 }
 
@@ -113,7 +113,9 @@ async fn answer(client: &Client, asked: Asked) -> String {
         Asked::TimeToLive(id) => {
             let asked = lease.time_to_live(id, Some(LeaseTimeToLiveOptions::new().with_keys())).await;
             asked.map(|answer| {
-                let keys: Vec<_> = answer.keys().iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+                let mut keys: Vec<_> = answer.keys().iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+                // A real one tells them in any order.
+                keys.sort();
                 format!("{} of {}, lives: {}, {keys:?}", answer.id(), answer.granted_ttl(), answer.ttl() >= 0)
             })
         }
@@ -256,7 +258,7 @@ impl Draw {
 
     fn asked(&mut self) -> Asked {
         match self.0.u32(..24) {
-            0 | 1 => Asked::Grant(1 + self.0.i64(0..3), [0, 30, 60][self.0.usize(..3)]),
+            0 | 1 => Asked::Grant(1 + self.0.i64(0..3), [20, 30, 60][self.0.usize(..3)]),
             2 => Asked::Revoke(self.lease()),
             3 => Asked::KeepAlive(self.lease()),
             4 => Asked::TimeToLive(self.lease()),
