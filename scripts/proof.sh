@@ -29,7 +29,7 @@ said=$(cases "$1"; grep '^proof: ' "$1")
 for part in \
     "conformance on memory, queue:" "conformance on memory, slot:" "conformance on consul:" "conformance on own_backend:" \
     "suite of the locker on memory, queue:" "suite of the locker on memory, slot:" "suite of the locker on consul:" \
-    "Machines:" "Locker:" "Wire:" "WireEtcd:" "fake etcd:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" "live:" \
+    "Machines:" "Locker:" "Wire:" "WireEtcd:" "fake etcd:" "turmoil:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" "live:" \
     "fuzz corpus, consul_answers:" "fuzz corpus, consul_config:" "fuzz corpus, durations:" "fuzz corpus, key:" \
     "fuzz corpus, metadata:" "fuzz corpus, plan:" "fuzz corpus, store_url:"; do
     grep -q "^proof: $part" <<<"$said" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }
