@@ -171,7 +171,7 @@ impl LockBackend for Consul {
                 shared.notes().met(&claim.key, !matches!(look, Look::Free(Known::Absent)));
             }
             match look {
-                Look::Ours { index, token, .. } => {
+                Look::Ours { index, token } => {
                     shared.granted(session, claim, token, index);
                     return Ok(Standing::Held { token });
                 }
@@ -263,11 +263,11 @@ impl LockBackend for Consul {
         amended.metadata = Some(Arc::new(metadata.clone()));
         let mut published = amended.published();
         for _ in 0..3 {
-            let Look::Ours { index, token, lock_index } = shared.look(session, &claim.key, claim.id).await? else {
+            let Look::Ours { index, token } = shared.look(session, &claim.key, claim.id).await? else {
                 return Ok(false);
             };
             // The write moves the index, by which the grant is known to others.
-            published.set_token(token, lock_index);
+            published.set_token(token, session);
             fits(&published)?;
             let value = encode_value(&published);
             let key = claim.key.as_str();

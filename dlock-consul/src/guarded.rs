@@ -34,7 +34,6 @@ pub(crate) enum Look {
         index: u64,
         /// The number of the grant, which is before the index once the metadata was amended.
         token: FencingToken,
-        lock_index: u64,
     },
     Taken {
         holder: Box<Holder>,
@@ -78,7 +77,7 @@ impl Shared {
             // The session alone does not make it ours: an earlier claim of the same session may still be there.
             Some(holder) if holder == session.as_str() && entry.claim() == Some(id) => {
                 let token = self.notes().token(id).or_else(|| entry.token()).ok_or_else(without_index)?;
-                Ok(Look::Ours { index, token, lock_index: entry.lock_index })
+                Ok(Look::Ours { index, token })
             }
             Some(_) => {
                 self.notes().forget(key);

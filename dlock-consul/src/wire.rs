@@ -140,9 +140,6 @@ pub(crate) struct Entry {
     #[serde(default)]
     pub(crate) value: Option<String>,
     pub(crate) modify_index: u64,
-    /// Raised by every grant while the key exists.
-    #[serde(default)]
-    pub(crate) lock_index: u64,
     #[serde(default)]
     pub(crate) session: Option<String>,
 }
@@ -179,7 +176,7 @@ impl Entry {
 
     fn token_with(&self, published: &Published) -> Option<FencingToken> {
         let shown = FencingToken::new(self.modify_index);
-        let kept = published.metadata().and_then(|metadata| metadata.token_of(self.lock_index));
+        let kept = self.holder_session().and_then(|session| published.metadata()?.token_of(session));
         // A token that is not behind the key's own index was written by somebody else.
         kept.filter(|kept| Some(*kept) < shown).or(shown)
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::FencingToken;
+use crate::{FencingToken, SessionId};
 
 /// Strings by name, stored with the lock as a JSON object of strings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,16 +39,16 @@ impl Metadata {
         Ok(())
     }
 
-    /// Says with which token a grant was made, for stores that show another number once the metadata was amended. `grant` is whatever
-    /// else tells this grant from others that may inherit the value.
-    pub fn set_token(&mut self, token: FencingToken, grant: u64) {
-        self.insert_reserved(Self::TOKEN, &format!("{token}@{grant}"));
+    /// Says with which token a grant was made, for stores that show another number once the metadata was amended. The
+    /// session goes along, so that nobody who inherits the value inherits the token.
+    pub fn set_token(&mut self, token: FencingToken, session: &SessionId) {
+        self.insert_reserved(Self::TOKEN, &format!("{}@{}", token.get(), session.as_str()));
     }
 
-    /// The token that [`set_token`](Self::set_token) put there for this grant.
-    pub fn token_of(&self, grant: u64) -> Option<FencingToken> {
+    /// The token that [`set_token`](Self::set_token) put there for this session.
+    pub fn token_of(&self, session: &str) -> Option<FencingToken> {
         let (token, of) = self.get(Self::TOKEN)?.split_once('@')?;
-        if of.parse() != Ok(grant) {
+        if of != session {
             return None;
         }
         FencingToken::new(token.parse().ok()?)
@@ -116,13 +116,13 @@ mod tests {
     #[test]
     fn a_token_is_read_back_and_nothing_else_is_one() {
         let mut metadata = Metadata::new();
-        assert_eq!(metadata.token_of(7), None);
-        metadata.set_token(FencingToken::new(42).unwrap(), 7);
-        assert_eq!((metadata.get("fencingToken"), metadata.token_of(7)), (Some("42@7"), FencingToken::new(42)));
-        assert_eq!(metadata.token_of(8), None, "of another grant");
-        for text in ["", "42", "0@7", "-1@7", "4e2@7", "99999999999999999999@7", "42@"] {
+        assert_eq!(metadata.token_of("s"), None);
+        metadata.set_token(FencingToken::new(42).unwrap(), &SessionId::new("s"));
+        assert_eq!((metadata.get("fencingToken"), metadata.token_of("s")), (Some("42@s"), FencingToken::new(42)));
+        assert_eq!(metadata.token_of("t"), None, "of another session");
+        for text in ["", "42", "0@s", "-1@s", "4e2@s", "99999999999999999999@s", "42@"] {
             metadata.insert_reserved(Metadata::TOKEN, text);
-            assert_eq!(metadata.token_of(7), None, "{text:?}");
+            assert_eq!(metadata.token_of("s"), None, "{text:?}");
         }
     }
 

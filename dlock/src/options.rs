@@ -55,7 +55,7 @@ pub(crate) const REPORT_HELD_AFTER: Duration = Duration::from_secs(300);
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(75);
 
 /// The most that dlock's own entries take besides the owner's name.
-const RESERVED_BYTES: usize = 176;
+const RESERVED_BYTES: usize = 216;
 
 /// What holds for one acquisition.
 #[derive(Clone, Debug, Default)]

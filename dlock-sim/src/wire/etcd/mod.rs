@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::TtlRange;
 use dlock_etcd::{Connection, Dialer, Etcd, EtcdOptions};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep;
 
 use super::life::Surroundings;
@@ -28,7 +29,7 @@ mod txn;
 
 use calls::Members;
 use cluster::{Cluster, Silence};
-use network::Network;
+use network::{Link, Network};
 use rpc::Handler;
 use store::Rules;
 
@@ -53,6 +54,13 @@ impl FakeEtcd {
         Self(World::around(&scene, Cluster::new(Arc::clone(&scene), Rules::default(), None)))
     }
 
+    /// Serves a connection that somebody else's network made, until either side ends it.
+    pub async fn serve(&self, io: impl AsyncRead + AsyncWrite + Unpin) {
+        let members = self.0.members(&self.0.network.link(0));
+        // How a connection ended is of no concern.
+        _ = rpc::serve(io, members).await;
+    }
+
     /// Makes connections to it.
     pub fn dialer(&self) -> Arc<dyn Dialer> {
         Arc::new(Line { world: Arc::clone(&self.0), client: 0 })
@@ -75,6 +83,16 @@ impl World {
         // Ends with the runtime.
         tokio::spawn(Arc::clone(&cluster).lapse());
         Arc::new(Self { scene: Arc::clone(scene), cluster, network: Network::new(Arc::clone(scene)) })
+    }
+
+    /// The members at their end of a connection.
+    fn members(&self, link: &Arc<Link>) -> Arc<dyn Handler> {
+        Arc::new(Members {
+            scene: Arc::clone(&self.scene),
+            cluster: Arc::clone(&self.cluster),
+            network: Arc::clone(&self.network),
+            link: Arc::clone(link),
+        })
     }
 
     /// The client that production uses, at one end of the network.
@@ -103,11 +121,8 @@ impl Dialer for Line {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (near, far) = network.connect(client);
-        let link = Arc::clone(&near.link);
-        let members: Arc<dyn Handler> =
-            Arc::new(Members { scene: Arc::clone(scene), cluster: Arc::clone(cluster), network: Arc::clone(network), link });
         // Ends when the client's end is dropped.
-        tokio::spawn(rpc::serve(far, members));
+        tokio::spawn(rpc::serve(far, self.world.members(&near.link)));
         Ok(Box::new(near))
     }
 }

@@ -148,9 +148,14 @@ impl Network {
         /// What flows before anybody must make room for more.
         const WINDOW: usize = 1 << 16;
         let (near, far) = tokio::io::duplex(WINDOW);
+        (Wire { io: near, link: self.link(client), reads: None, writes: None }, far)
+    }
+
+    /// What happens to a connection of a client.
+    pub(super) fn link(self: &Arc<Self>, client: u8) -> Arc<Link> {
         let link = Arc::new(Link { network: Arc::clone(self), client, state: Mutex::default() });
         self.state().links.push(Arc::downgrade(&link));
-        (Wire { io: near, link, reads: None, writes: None }, far)
+        link
     }
 }
 
