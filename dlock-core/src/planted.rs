@@ -78,8 +78,6 @@ bugs! {
     InterferenceUntold: "interference-untold", "what an audit finds is told to nobody";
     /// In the etcd backend.
     NoTombstone: "no-tombstone", "a claim that may still be under way is released as if it were not, and takes effect afterwards";
-    /// In the etcd backend.
-    WatchFromNow: "watch-from-now", "who waits in line at etcd watches from when the watch was made, not from when the line was seen";
     /// In the in-memory store.
     ReleaseByName: "release-by-name", "a release frees the key, whoever holds it by now";
     /// In the in-memory store.

@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-#[cfg(dlock_planted)]
-use dlock_core::planted::Bug;
 use dlock_core::{
     BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint,
     Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Place, Release, Renewal, Session, SessionId,
@@ -210,10 +208,7 @@ impl LockBackend for Etcd {
         let own = shared.layout.entry(lease, claim);
         let asked = shared.asked("waiting for the key", false, &claim.key);
         let watched = [&ahead, &own].map(|key| Watched { key: key.clone(), end: None, deletions: true });
-        let from = next(since);
-        #[cfg(dlock_planted)]
-        let from = if Bug::WatchFromNow.is_on() { 0 } else { from };
-        let Ok(mut watching) = shared.api.watch(asked, &watched, from).await? else {
+        let Ok(mut watching) = shared.api.watch(asked, &watched, next(since)).await? else {
             return Ok(Woken { cursor: since, hint: Hint::MaybeFree });
         };
         match shared.api.news(asked, &mut watching).await? {
