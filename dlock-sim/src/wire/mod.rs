@@ -1,6 +1,6 @@
 //! Tier C: the real `Locker` on the real client of a backend, against a fake server over a simulated network, in virtual time.
 //!
-//! The client is the one that production uses, down to its requests. What differs from one store to the next is what [`Surroundings`] its
+//! The client is the one that production uses, down to its requests. What differs from one store to the next is what surroundings its
 //! clients have: the servers, and the way to them. One plan is one history.
 
 use std::sync::Arc;
