@@ -8,6 +8,6 @@ use std::time::Duration;
 use dlock_sim::live::Store;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_fenced_update_is_lost_while_everything_fails() {
-    live_support::outlive_a_storm(Store::Consul, Duration::from_secs(2)).await;
+async fn no_fenced_update_is_lost_while_everything_fails() -> Result<(), Vec<String>> {
+    live_support::outlive_a_storm(Store::Consul, Duration::from_secs(2)).await
 }

@@ -15,7 +15,7 @@ use super::fleet::{Contract, Fleet};
 use super::proof::{Proof, prove};
 use super::register::{RegisterServer, Registers, Tally};
 use super::store::{Operator, PREFIX, Running, SECRET, Store};
-use super::storm::{Kind, Misfortune, StormError, Strike, strike_servers};
+use super::storm::{Kind, Misfortune, Span, StormError, Strike, strike_servers};
 use super::told::histories;
 use super::worker::Job;
 use super::{Clock, Told};
@@ -31,6 +31,8 @@ pub struct Live {
     pub seed: u64,
     /// How long things go wrong.
     pub storm: Duration,
+    /// Goes on, for at most as long again, until everything has gone wrong once.
+    pub complete: bool,
     /// Of the workers' sessions.
     pub ttl: Duration,
     /// The program that does [`work`](super::worker::work).
@@ -116,11 +118,13 @@ pub async fn run(live: &Live) -> Result<Outcome, LiveError> {
     let contract = Contract { program: live.program.clone(), folder: folder.clone(), job, access };
     let mut fleet = Fleet::start(contract, &servers.addresses(), WORKERS, told.clone()).await?;
 
-    let until = clock.now() + live.storm.as_micros() as u64;
+    let storm = live.storm.as_micros() as u64;
+    let until = clock.now() + storm;
+    let span = Span { until, latest: if live.complete { until + storm } else { until } };
     let began = Instant::now();
     let misfortune = Misfortune { store: live.store, fleet: &mut fleet, operator: &*operator, slow: &slow, clock, ttl: live.ttl };
     let (of_servers, of_workers) =
-        tokio::join!(strike_servers(&mut *servers, clock, live.ttl, live.seed, until), misfortune.strike(live.seed, until));
+        tokio::join!(strike_servers(&mut *servers, clock, live.ttl, live.seed, span), misfortune.strike(live.seed, span));
     let mut strikes = of_servers?;
     strikes.extend(of_workers?);
     let took = began.elapsed();
@@ -195,8 +199,8 @@ async fn lapse(operator: &dyn Operator, within: Duration) -> io::Result<Vec<Stri
 }
 
 impl Outcome {
-    /// Below this, there was too little going on for the run to say anything.
-    pub const LEAST_PER_SECOND: f64 = 50.0;
+    /// Below this, there was too little going on for the run to say anything. A tenth of what an ordinary machine brings.
+    pub const LEAST_PER_SECOND: f64 = 10.0;
 
     /// Answered operations of the lock in a second of the storm.
     pub fn per_second(&self) -> f64 {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use dlock_testkit::servers::StartError;
 
 use super::Told;
+use super::deck::Deck;
 use super::store::Store;
 use crate::history::{Event, Line};
 use crate::plan::{self, Site, Slot};
@@ -151,6 +152,37 @@ impl Strike {
     }
 }
 
+/// How long a storm lasts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    /// Until when anything strikes, in microseconds of the run.
+    pub(super) until: u64,
+    /// Until when those strike that have not yet: a fault that met nobody, or a slow machine, leaves some out.
+    pub(super) latest: u64,
+}
+
+/// What strikes next in a lane.
+struct Lane {
+    kinds: Vec<Kind>,
+    deck: Deck<Kind>,
+    span: Span,
+}
+
+impl Lane {
+    fn of(kinds: Vec<Kind>, span: Span) -> Self {
+        Self { deck: Deck::of(kinds.clone()), kinds, span }
+    }
+
+    /// `None` once the storm is over.
+    fn next(&mut self, now: u64, struck: &[Strike], draws: &mut fastrand::Rng) -> Option<Kind> {
+        if now < self.span.until {
+            return self.deck.deal(draws);
+        }
+        let missing = self.kinds.iter().filter(|kind| struck.iter().all(|strike| strike.kind != **kind));
+        draws.choice(missing.filter(|_| now < self.span.latest).copied().collect::<Vec<_>>())
+    }
+}
+
 /// Why a storm could not go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -185,6 +217,17 @@ mod tests {
         let events: Vec<Event> = strike.told(0).into_iter().map(|told| told.line.event).collect();
         assert!(matches!(events[0], Event::Struck { fault: plan::Fault::Pause(4), .. }));
         assert_eq!(events[1], Event::Paused { until: 9_000 });
+    }
+
+    #[test]
+    fn a_storm_goes_on_until_everything_has_struck_but_not_for_ever() {
+        let mut draws = fastrand::Rng::with_seed(1);
+        let mut lane = Lane::of(vec![Kind::Delay, Kind::Hang], Span { until: 10, latest: 20 });
+        let delay = Strike { kind: Kind::Delay, from: 0, until: 1, client: None, key: None };
+        assert!(lane.next(9, &[], &mut draws).is_some());
+        assert_eq!(lane.next(10, std::slice::from_ref(&delay), &mut draws), Some(Kind::Hang));
+        assert_eq!(lane.next(20, std::slice::from_ref(&delay), &mut draws), None);
+        assert_eq!(lane.next(10, &[delay.clone(), Strike { kind: Kind::Hang, ..delay }], &mut draws), None);
     }
 
     #[test]

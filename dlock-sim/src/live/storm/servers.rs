@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::{ELECTION, Kind, StormError, Strike, measure};
+use super::{ELECTION, Kind, Lane, Span, StormError, Strike, measure};
 use crate::live::Clock;
-use crate::live::deck::Deck;
 use crate::live::store::Servers;
 use crate::plan::hash;
 
@@ -14,15 +13,13 @@ pub(in crate::live) async fn strike_servers(
     clock: Clock,
     ttl: Duration,
     seed: u64,
-    until: u64,
+    span: Span,
 ) -> Result<Vec<Strike>, StormError> {
     let mut draws = fastrand::Rng::with_seed(hash(&[seed, 1]));
-    let mut deck = Deck::of(Kind::OF_SERVERS.to_vec());
+    let mut lane = Lane::of(Kind::OF_SERVERS.to_vec(), span);
     let mut strikes = Vec::new();
     let all: Vec<usize> = (0..servers.addresses().len()).collect();
-    while clock.now() < until
-        && let Some(kind) = deck.deal(&mut draws)
-    {
+    while let Some(kind) = lane.next(clock.now(), &strikes, &mut draws) {
         // A cluster without a leader does nothing: most of the time there is one.
         tokio::time::sleep(Duration::from_millis(draws.u64(1_500..3_000))).await;
         let leader = leader(servers).await?;

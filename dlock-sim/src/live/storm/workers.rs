@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use dlock_testkit::proxy::{Direction, Fault, FaultProxy, Matching};
 
-use super::{ELECTION, Kind, StormError, Strike, measure};
+use super::{ELECTION, Kind, Lane, Span, StormError, Strike, measure};
 use crate::live::Clock;
-use crate::live::deck::Deck;
 use crate::live::fleet::{Fleet, Way};
 use crate::live::store::{Done, Operator, Store};
 use crate::plan::hash;
@@ -33,13 +32,11 @@ const ZEAL: Duration = Duration::from_secs(4);
 
 impl Misfortune<'_> {
     /// Strikes until the time has come; everybody is well again then.
-    pub(in crate::live) async fn strike(mut self, seed: u64, until: u64) -> Result<Vec<Strike>, StormError> {
+    pub(in crate::live) async fn strike(mut self, seed: u64, span: Span) -> Result<Vec<Strike>, StormError> {
         let mut draws = fastrand::Rng::with_seed(hash(&[seed, 2]));
-        let mut deck = Deck::of([self.store.acts(), &Kind::OF_WORKERS].concat());
+        let mut lane = Lane::of([self.store.acts(), &Kind::OF_WORKERS].concat(), span);
         let mut strikes = Vec::new();
-        while self.clock.now() < until
-            && let Some(kind) = deck.deal(&mut draws)
-        {
+        while let Some(kind) = lane.next(self.clock.now(), &strikes, &mut draws) {
             tokio::time::sleep(Duration::from_millis(draws.u64(50..500))).await;
             let place = self.victim(&mut draws).await;
             let strike = match kind {
