@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ClockSource;
+use crate::{BackendError, ClockSource, ErrorKind, Mode};
 
 /// What a backend declares of its store.
 ///
@@ -24,9 +24,9 @@ pub struct Capabilities {
     pub claims_per_key: ClaimsPerKey,
     /// Who chooses session ids.
     pub session_ids: ChosenBy,
-    /// The store grants [`Mode::Shared`](crate::Mode::Shared).
+    /// The store grants [`Mode::Shared`].
     pub shared: bool,
-    /// The store grants [`Mode::Permits`](crate::Mode::Permits).
+    /// The store grants [`Mode::Permits`].
     pub permits: bool,
     /// What fits into the store.
     pub limits: Limits,
@@ -68,6 +68,23 @@ impl Capabilities {
             tells_changes: false,
             evicts: false,
         }
+    }
+
+    /// Whether the store grants claims of this mode.
+    pub fn grants(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Exclusive => true,
+            Mode::Shared => self.shared,
+            Mode::Permits(_) => self.permits,
+        }
+    }
+
+    /// Refuses a claim in a mode that is not declared; every backend asks before it sends one.
+    pub fn check_mode(&self, mode: Mode) -> Result<(), BackendError> {
+        if self.grants(mode) {
+            return Ok(());
+        }
+        Err(BackendError::new(ErrorKind::Unsupported, format!("this backend does not declare that it grants {mode}")))
     }
 }
 

@@ -109,6 +109,16 @@ pub enum Mode {
     Permits(NonZeroU32),
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exclusive => f.write_str("an exclusive claim"),
+            Self::Shared => f.write_str("a shared claim"),
+            Self::Permits(all) => write!(f, "a claim of one of {all} permits"),
+        }
+    }
+}
+
 /// What a claim does when the key is not free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {

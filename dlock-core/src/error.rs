@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
+use crate::{Claim, Mode};
+
 /// A call to a store that brought no usable answer.
 ///
 /// Contention, delays and forgotten sessions are answers, not errors. The kind says what the machines do next; the message says
@@ -58,6 +60,13 @@ impl BackendError {
     /// The answer to a call of a capability that is not declared.
     pub fn unsupported(call: &'static str) -> Self {
         Self::new(ErrorKind::Unsupported, format!("this backend does not declare the capability for `{call}`"))
+    }
+
+    /// The answer to a claim that [contradicts](crate::Mode::contradicts) those that hold its key.
+    pub fn contradiction(claim: &Claim, holders: Mode) -> Self {
+        let message =
+            format!("{} is held by {holders}, and was asked for by {}; all must name the same number", claim.key, claim.mode);
+        Self::new(ErrorKind::Conflict, message)
     }
 
     /// What the failure means for the caller.

@@ -15,6 +15,7 @@ mod metadata;
 #[doc(hidden)]
 pub mod planted;
 mod retry;
+mod room;
 mod session;
 mod time;
 mod token;
@@ -30,6 +31,7 @@ pub use key::{InvalidKey, Key};
 pub use lease::{Health, Lease, LeaseAction, LeaseEnd, LeaseEvent, LeaseStep, Loss};
 pub use metadata::{Metadata, ReservedName};
 pub use retry::{InvalidRetryPolicy, RetryPolicy};
+pub use room::Room;
 pub use session::{Session, SessionId, SessionRequest};
 pub use time::{Chance, ClockSource, Moment};
 pub use token::FencingToken;

@@ -37,6 +37,8 @@ pub struct Etcd {
 const METADATA_BYTES: usize = 16 * 1024;
 /// How many held keys are watched, each by a stream of its own.
 const WATCHED_CLAIMS: usize = 256;
+/// So many of those ahead of a claim are watched one by one; of more than that, the whole line.
+const WATCHED_AHEAD: usize = 16;
 /// How many keys are looked after in one transaction, of which etcd takes 128 operations.
 const BATCH: usize = 64;
 
@@ -61,6 +63,8 @@ impl Etcd {
         capabilities.order = Order::Fifo;
         capabilities.claims_per_key = ClaimsPerKey::Many;
         capabilities.session_ids = ChosenBy::Client;
+        capabilities.shared = true;
+        capabilities.permits = true;
         capabilities.limits = Limits { metadata_bytes: METADATA_BYTES, ..Limits::default() };
         capabilities.fences = true;
         capabilities.audits = true;
@@ -91,13 +95,6 @@ impl Etcd {
     pub fn cluster_id(&self) -> Option<u64> {
         self.shared.api.cluster()
     }
-}
-
-fn check(claim: &Claim) -> Result<(), BackendError> {
-    if claim.mode != Mode::Exclusive {
-        return Err(BackendError::unsupported("claim in a mode other than exclusive"));
-    }
-    fits(&claim.published())
 }
 
 fn fits(published: &Metadata) -> Result<(), BackendError> {
@@ -182,7 +179,8 @@ impl LockBackend for Etcd {
     }
 
     async fn claim(&self, session: &SessionId, claim: &Claim, place: Place) -> Result<Standing, BackendError> {
-        check(claim)?;
+        self.shared.capabilities.check_mode(claim.mode)?;
+        fits(&claim.published())?;
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
         let (shared, ours) = (&self.shared, Ours { lease, claim });
         let standing = shared.enter(ours, place).await;
@@ -202,22 +200,35 @@ impl LockBackend for Etcd {
 
     async fn wait(&self, _: &SessionId, claim: &Claim, since: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
-        let place = shared.notes().claim(claim.id).and_then(|note| Some((note.lease, note.ahead.clone()?)));
+        let place = shared.notes().claim(claim.id).map(|note| (note.lease, note.awaited.clone()));
         // Asking anew finds out what we do not know.
-        let Some((lease, ahead)) = place else { return Ok(Woken { cursor: since, hint: Hint::MaybeFree }) };
+        let Some((lease, awaited)) = place.filter(|(_, awaited)| !awaited.is_empty()) else {
+            return Ok(Woken { cursor: since, hint: Hint::MaybeFree });
+        };
         let own = shared.layout.entry(lease, claim);
         let asked = shared.asked("waiting for the key", false, &claim.key);
-        let watched = [&ahead, &own].map(|key| Watched { key: key.clone(), end: None, deletions: true });
+        let deletion = |key: &Vec<u8>| Watched { key: key.clone(), end: None, deletions: true };
+        let watched = if awaited.len() < WATCHED_AHEAD {
+            awaited.iter().chain([&own]).map(deletion).collect()
+        } else {
+            let line = shared.layout.line(&claim.key);
+            vec![Watched { key: line.start, end: Some(line.end), deletions: true }]
+        };
         let Ok(mut watching) = shared.api.watch(asked, &watched, next(since)).await? else {
             return Ok(Woken { cursor: since, hint: Hint::MaybeFree });
         };
-        match shared.api.news(asked, &mut watching).await? {
-            Ok(changes) => {
-                let hint = if changes.iter().any(|change| change.key == own) { Hint::ClaimGone } else { Hint::MaybeFree };
-                Ok(Woken { cursor: latest(since, &changes), hint })
+        let mut since = since;
+        loop {
+            let Ok(changes) = shared.api.news(asked, &mut watching).await? else {
+                // What happened since is not kept any more: looking again tells where the claim stands.
+                return Ok(Woken { cursor: since, hint: Hint::MaybeFree });
+            };
+            since = latest(since, &changes);
+            let concerns = |hint: Hint, key: &Vec<u8>| changes.iter().any(|change| change.key == *key).then_some(hint);
+            let gone = concerns(Hint::ClaimGone, &own);
+            if let Some(hint) = gone.or_else(|| awaited.iter().find_map(|key| concerns(Hint::MaybeFree, key))) {
+                return Ok(Woken { cursor: since, hint });
             }
-            // What happened since is not kept any more: looking again tells where the claim stands.
-            Err(_) => Ok(Woken { cursor: since, hint: Hint::MaybeFree }),
         }
     }
 
@@ -236,10 +247,11 @@ impl LockBackend for Etcd {
         let line = self.shared.layout.line(key);
         let asked = self.shared.asked("looking at the key", false, key);
         let in_line = self.read_all(asked, &line.start, &line.end, SortOrder::Ascend).await?;
-        let mut in_line = in_line.iter().filter(|entry| entry.is_in(&line.start)).map(Entry::holder);
+        let in_line: Vec<Entry> = in_line.into_iter().filter(|entry| entry.is_in(&line.start)).collect();
+        let (holders, waiters) = in_line.split_at(holders(&in_line));
         let mut inspection = Inspection::default();
-        inspection.holders.extend(in_line.next());
-        inspection.waiters = Some(in_line.collect());
+        inspection.holders = holders.iter().map(Entry::holder).collect();
+        inspection.waiters = Some(waiters.iter().map(Entry::holder).collect());
         Ok(inspection)
     }
 
@@ -274,13 +286,14 @@ impl LockBackend for Etcd {
         let shared = &self.shared;
         let range = shared.layout.under(prefix);
         let asked = Asked { what: "listing the held keys", writes: false, keys: Some((&shared.layout.namespace, prefix)) };
-        let mut first: BTreeMap<Key, Entry> = BTreeMap::new();
+        let mut lines: BTreeMap<Key, Vec<Entry>> = BTreeMap::new();
         for entry in self.read_all(asked, &range.start, &range.end, SortOrder::Ascend).await? {
             if let Some(key) = shared.layout.lock_of(&entry).filter(|key| key.as_str().starts_with(prefix)) {
-                first.entry(key).or_insert(entry);
+                lines.entry(key).or_default().push(entry);
             }
         }
-        Ok(first.into_iter().map(|(key, entry)| (key, entry.holder())).collect())
+        let held = lines.iter().flat_map(|(key, line)| line[..holders(line)].iter().map(|entry| (key.clone(), entry.holder())));
+        Ok(held.collect())
     }
 
     async fn changed(&self, key: &Key, since: Option<Cursor>) -> Result<Cursor, BackendError> {
@@ -306,11 +319,12 @@ impl LockBackend for Etcd {
         let line = shared.layout.line(key);
         let reading = shared.asked("looking at the key", false, key);
         let in_line = self.read_all(reading, &line.start, &line.end, SortOrder::Ascend).await?;
-        let holder = in_line.into_iter().find(|entry| entry.is_in(&line.start));
-        let Some(holder) = holder.filter(|holder| holder.token() == Some(token)) else { return Ok(false) };
+        let in_line: Vec<Entry> = in_line.into_iter().filter(|entry| entry.is_in(&line.start)).collect();
+        let holding = in_line.iter().take(holders(&in_line)).find(|holder| holder.token() == Some(token));
+        let Some(holder) = holding else { return Ok(false) };
         let asked = shared.asked("releasing by force", true, key);
         let same = Compare::create_revision(holder.key.as_slice(), CompareOp::Equal, holder.created);
-        let txn = Txn::new().when([same]).and_then([TxnOp::delete(holder.key, None)]);
+        let txn = Txn::new().when([same]).and_then([TxnOp::delete(holder.key.as_slice(), None)]);
         Ok(shared.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?.succeeded)
     }
 }
@@ -400,6 +414,11 @@ impl Etcd {
             }
         }
     }
+}
+
+/// How many of a line hold its key, the first come first.
+fn holders(line: &[Entry]) -> usize {
+    Mode::holders(line.iter().map(Entry::mode))
 }
 
 /// The first revision after a cursor.

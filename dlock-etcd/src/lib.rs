@@ -6,6 +6,7 @@
 //! # Building
 //! Needs `protoc`, the protocol buffers compiler: `apt-get install protobuf-compiler libprotobuf-dev` on Debian and Ubuntu, or `PROTOC` set to its path.
 
+mod ahead;
 mod api;
 mod backend;
 mod classify;

@@ -5,12 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Key, Metadata, Place, Release, Standing,
+    BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Key, Metadata, Mode, Place, Release, Standing,
 };
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
 
-use crate::api::{Api, Found, PAGE, Refusal, Reply, by_creation, unexpected};
+use crate::ahead::{Ahead, no_conflict, window};
+use crate::api::{Api, Found, Refusal, Reply, by_creation, unexpected};
 use crate::classify::{Asked, is_full};
 use crate::notes::Notes;
 use crate::wire::{Entry, Layout, Lease, json};
@@ -33,18 +34,6 @@ pub(crate) struct Ours<'a> {
     pub(crate) claim: &'a Claim,
 }
 
-/// So much of the line is shown at once: those who wait for longer names may stand in between.
-const WINDOW: i64 = 8;
-
-/// Those ahead of an entry, as far as they were shown.
-struct Ahead {
-    /// Right before it.
-    nearest: Option<Entry>,
-    /// How many there are, where that is known.
-    count: Option<u32>,
-    first: Option<Entry>,
-}
-
 impl Shared {
     pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -59,7 +48,8 @@ impl Shared {
     pub(crate) async fn enter(&self, ours: Ours<'_>, place: Place) -> Result<Standing, BackendError> {
         match place {
             Place::Queue => self.queue(ours).await,
-            Place::Try => self.attempt(ours).await,
+            Place::Try if ours.claim.mode == Mode::Exclusive => self.attempt(ours).await,
+            Place::Try => self.attempt_beside(ours).await,
         }
     }
 
@@ -67,7 +57,7 @@ impl Shared {
         let Ours { lease, claim } = ours;
         let asked = self.asked("claiming the key", true, &claim.key);
         let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
-        let nearest = by_creation(&line.end, SortOrder::Descend, WINDOW).with_keys_only();
+        let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
         let first = by_creation(&line.end, SortOrder::Ascend, 1);
         let then =
             [put(ours, &entry), TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
@@ -81,7 +71,7 @@ impl Shared {
         let (mut nearest, first) = (reply.next(), reply.next());
         // The line is seen with our own entry at its end.
         nearest.entries.retain(|other| other.key != entry);
-        let ahead = self.ahead(&claim.key, nearest, first, Some(created)).await.map_err(placed)?;
+        let ahead = self.ahead(claim, nearest, first, true).await.map_err(placed)?;
         self.stands(ours, created, reply.revision, ahead)
     }
 
@@ -93,35 +83,62 @@ impl Shared {
         let empty = Compare::create_revision(line.start.as_slice(), CompareOp::Equal, 0).with_range(line.end.as_slice());
         let mut conditions = self.fresh(ours, &entry);
         conditions.push(empty);
-        let first = by_creation(&line.end, SortOrder::Ascend, WINDOW);
+        let first = by_creation(&line.end, SortOrder::Ascend, window(claim.mode));
         let mut otherwise = self.found_already(ours, &entry);
         otherwise.push(TxnOp::get(line.start.as_slice(), Some(first)));
         let txn = Txn::new().when(conditions).and_then([put(ours, &entry)]).or_else(otherwise);
         let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         let revision = reply.revision;
         if reply.succeeded {
-            return self.stands(ours, revision, revision, Ahead { nearest: None, count: None, first: None });
+            return self.stands(ours, revision, revision, Ahead::nobody());
         }
         let (own, tombstone, line_now) = (reply.next(), reply.next(), reply.next());
         if !own.entries.is_empty() || tombstone.count > 0 {
             return self.known(ours, &own, &tombstone).await;
         }
-        let mut head = line_now;
-        loop {
-            if let Some(first) = head.entries.iter().find(|other| other.is_in(&line.start)) {
-                no_conflict(&claim.key, first)?;
-                return Ok(Standing::Busy { holder: Some(first.holder()), cursor: cursor(revision) });
-            }
-            let Some(last) = head.entries.last().filter(|_| head.more) else { break };
-            let from = by_creation(&line.end, SortOrder::Ascend, PAGE).with_min_create_revision(last.created + 1).with_keys_only();
-            head = self
-                .api
-                .page(Asked { writes: false, ..asked }, &line.start, from)
-                .await?
-                .map_err(|gone| unexpected(asked, gone))?
-                .found;
+        if let Some(first) = self.head(&claim.key, line_now).await? {
+            no_conflict(&claim.key, &first)?;
+            return Ok(Standing::Busy { holder: Some(first.holder()), cursor: cursor(revision) });
         }
         // Only those of longer names stand under it, which no single condition can tell from a line of its own.
+        self.pass_through(ours).await
+    }
+
+    /// Takes the key if those in line leave room, and leaves nothing otherwise: looks, and enters if nobody came since.
+    async fn attempt_beside(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
+        let Ours { lease, claim } = ours;
+        let asked = self.asked("claiming the key", true, &claim.key);
+        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
+        for _ in 0..3 {
+            let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
+            let first = by_creation(&line.end, SortOrder::Ascend, 1);
+            let mut look = self.found_already(ours, &entry);
+            look.extend([TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))]);
+            let looking = Asked { writes: false, ..asked };
+            let mut seen = self.api.txn(looking, Txn::new().and_then(look)).await?.map_err(|gone| unexpected(looking, gone))?;
+            let (own, tombstone, nearest, first) = (seen.next(), seen.next(), seen.next(), seen.next());
+            if !own.entries.is_empty() || tombstone.count > 0 {
+                return self.known(ours, &own, &tombstone).await;
+            }
+            let ahead = self.ahead(claim, nearest, first, false).await?;
+            if !ahead.awaited.is_empty() {
+                let holder = ahead.first.map(|first| first.holder());
+                return Ok(Standing::Busy { holder, cursor: cursor(seen.revision) });
+            }
+            let mut conditions = self.fresh(ours, &entry);
+            let nobody_since = Compare::create_revision(line.start.as_slice(), CompareOp::Less, seen.revision + 1);
+            conditions.push(nobody_since.with_range(line.end.as_slice()));
+            let txn = Txn::new().when(conditions).and_then([put(ours, &entry)]);
+            let Some(reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+            if reply.succeeded {
+                return self.stands(ours, reply.revision, reply.revision, Ahead::nobody());
+            }
+        }
+        self.pass_through(ours).await
+    }
+
+    /// Enters the line, and leaves it again if there is no room: for a try that no single condition decides.
+    async fn pass_through(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
         let standing = self.queue(ours).await?;
         let Standing::Waiting { holder, cursor, .. } = standing else { return Ok(standing) };
         self.withdraw(ours).await.map_err(placed)?;
@@ -138,7 +155,7 @@ impl Shared {
         for _ in 0..3 {
             let known = created.unwrap_or(0);
             let before = |options: GetOptions| options.with_max_create_revision((known - 1).max(1));
-            let nearest = before(by_creation(&line.end, SortOrder::Descend, WINDOW)).with_keys_only();
+            let nearest = before(by_creation(&line.end, SortOrder::Descend, window(claim.mode))).with_keys_only();
             let first = before(by_creation(&line.end, SortOrder::Ascend, 1));
             let then = [TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
             let otherwise = [TxnOp::get(entry.as_slice(), Some(GetOptions::new().with_keys_only()))];
@@ -149,7 +166,7 @@ impl Shared {
             let mut reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
             if known > 0 && reply.succeeded {
                 let (nearest, first) = (reply.next(), reply.next());
-                let ahead = self.ahead(&claim.key, nearest, first, None).await?;
+                let ahead = self.ahead(claim, nearest, first, false).await?;
                 return self.stands(ours, known, reply.revision, ahead);
             }
             match reply.next().entries.first() {
@@ -276,45 +293,11 @@ impl Shared {
         }
     }
 
-    /// Who is ahead of an entry, by what was shown of the line; looks further where those of longer names hide it.
-    ///
-    /// `last` is the revision of an entry that is the last of all, whose line is as long as the range.
-    async fn ahead(&self, key: &Key, nearest: Found, first: Found, last: Option<i64>) -> Result<Ahead, BackendError> {
-        let line = self.layout.line(key);
-        let is_in = |entry: &&Entry| entry.is_in(&line.start);
-        let shown: Vec<&Entry> = nearest.entries.iter().filter(is_in).collect();
-        let first = first.entries.into_iter().find(|entry| entry.is_in(&line.start));
-        let count = match (nearest.more, last) {
-            (false, _) => Some(shown.len() as u32),
-            (true, Some(_)) if shown.len() == nearest.entries.len() => u32::try_from(nearest.count - 1).ok(),
-            (true, _) => None,
-        };
-        if let Some(foreign) = shown.iter().copied().chain(&first).find(|entry| entry.lease == 0) {
-            no_conflict(key, foreign)?;
-        }
-        if let Some(entry) = shown.first() {
-            return Ok(Ahead { nearest: Some((*entry).clone()), count, first });
-        }
-        let asked = self.asked("looking for the place in line", false, key);
-        let mut hiding = nearest;
-        while let Some(hidden) = hiding.entries.last().filter(|_| hiding.more) {
-            let before = by_creation(&line.end, SortOrder::Descend, PAGE)
-                .with_max_create_revision((hidden.created - 1).max(1))
-                .with_keys_only();
-            hiding = self.api.page(asked, &line.start, before).await?.map_err(|gone| unexpected(asked, gone))?.found;
-            if let Some(entry) = hiding.entries.iter().find(is_in) {
-                no_conflict(key, entry)?;
-                return Ok(Ahead { nearest: Some(entry.clone()), count: None, first });
-            }
-        }
-        Ok(Ahead { nearest: None, count: Some(0), first })
-    }
-
     /// How an entry stands that has these ahead of it.
     fn stands(&self, ours: Ours<'_>, created: i64, revision: i64, ahead: Ahead) -> Result<Standing, BackendError> {
         let entry = self.layout.entry(ours.lease, ours.claim);
-        if let Some(nearest) = ahead.nearest {
-            self.notes().placed(ours.claim.id, created, Some(nearest.key));
+        if !ahead.awaited.is_empty() {
+            self.notes().placed(ours.claim.id, created, ahead.awaited);
             let holder = ahead.first.map(|first| first.holder());
             return Ok(Standing::Waiting { cursor: cursor(revision), ahead: ahead.count, holder });
         }
@@ -350,18 +333,6 @@ impl Drop for Copy<'_> {
 
 fn put(Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> TxnOp {
     TxnOp::put(entry, json(&claim.published()), Some(PutOptions::new().with_lease(lease.0)))
-}
-
-/// An entry without a lease never goes away by itself: it is no claim, and whoever put it there wants something else.
-fn no_conflict(key: &Key, entry: &Entry) -> Result<(), BackendError> {
-    if entry.lease != 0 {
-        return Ok(());
-    }
-    let message = format!(
-        "{key} holds something that is no lock: {:?} has no lease and never lapses; it was left alone",
-        String::from_utf8_lossy(&entry.key)
-    );
-    Err(BackendError::new(ErrorKind::Conflict, message))
 }
 
 /// An error after the claim got its entry: whatever it says of its own request, the claim has something.

@@ -25,8 +25,8 @@ pub(crate) struct ClaimNote {
     unanswered: bool,
     /// The revision of its entry, once that is known.
     pub(crate) created: Option<i64>,
-    /// The entry right ahead of it, when it was last looked.
-    pub(crate) ahead: Option<Vec<u8>>,
+    /// The entries ahead of it one of which must go before it can hold, when it was last looked; none of a holder.
+    pub(crate) awaited: Vec<Vec<u8>>,
     /// Its entry, once it was granted.
     pub(crate) held: Option<Vec<u8>>,
 }
@@ -48,7 +48,7 @@ impl Notes {
 
     /// A copy of the claim is about to be sent.
     pub(crate) fn sent(&mut self, lease: Lease, claim: ClaimId) {
-        let fresh = ClaimNote { lease, under_way: 0, unanswered: false, created: None, ahead: None, held: None };
+        let fresh = ClaimNote { lease, under_way: 0, unanswered: false, created: None, awaited: Vec::new(), held: None };
         self.claims.entry(claim).or_insert(fresh).under_way += 1;
     }
 
@@ -64,17 +64,17 @@ impl Notes {
         self.claims.get(&claim)
     }
 
-    /// The claim has an entry of this revision, behind that of another or first in line.
-    pub(crate) fn placed(&mut self, claim: ClaimId, created: i64, ahead: Option<Vec<u8>>) {
+    /// The claim has an entry of this revision, and waits for one of these to go.
+    pub(crate) fn placed(&mut self, claim: ClaimId, created: i64, awaited: Vec<Vec<u8>>) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.created, note.ahead) = (Some(created), ahead);
+            (note.created, note.awaited) = (Some(created), awaited);
         }
     }
 
     /// The claim was granted.
     pub(crate) fn granted(&mut self, claim: ClaimId, created: i64, entry: Vec<u8>) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.created, note.ahead, note.held) = (Some(created), None, Some(entry));
+            (note.created, note.awaited, note.held) = (Some(created), Vec::new(), Some(entry));
         }
     }
 

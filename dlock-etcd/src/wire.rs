@@ -3,15 +3,18 @@
 //! | what | key |
 //! |---|---|
 //! | the line of a lock | everything under `KEY/` that has no further `/` |
-//! | a claim's entry in it | `KEY/LEASE.CLAIM`, the lease attached; both in hexadecimal |
+//! | an exclusive claim's entry in it | `KEY/LEASE.CLAIM`, the lease attached; both in hexadecimal |
+//! | a shared claim's | `KEY/LEASE.CLAIM.s` |
+//! | that of a claim of one of `N` permits | `KEY/LEASE.CLAIM.pN`, in decimal |
 //! | what a released claim leaves behind if a copy of it may be under way | `KEY`, NUL, `LEASE.CLAIM`, the lease attached |
 //!
-//! Go's `concurrency` package and `etcdctl` put `KEY/LEASE` into the same line. No key of dlock contains a NUL.
+//! Go's `concurrency` package and `etcdctl` put `KEY/LEASE` into the same line, and whatever else
+//! stands there counts as exclusive. No key of dlock contains a NUL.
 
 use std::fmt;
 use std::ops::Range;
 
-use dlock_core::{Claim, FencingToken, Holder, Key, Metadata, Published, SessionId};
+use dlock_core::{Claim, FencingToken, Holder, Key, Metadata, Mode, Published, SessionId};
 use etcd_client::KeyValue;
 
 /// A lease, which is what a session is in etcd.
@@ -59,7 +62,12 @@ impl Layout {
 
     /// The entry of a claim.
     pub(crate) fn entry(&self, lease: Lease, claim: &Claim) -> Vec<u8> {
-        format!("{}{}/{lease}.{}", self.namespace, claim.key, claim.id).into_bytes()
+        let mode = match claim.mode {
+            Mode::Shared => ".s".to_owned(),
+            Mode::Permits(all) => format!(".p{all}"),
+            _ => String::new(),
+        };
+        format!("{}{}/{lease}.{}{mode}", self.namespace, claim.key, claim.id).into_bytes()
     }
 
     /// What is left behind where a copy of the claim may still be under way.
@@ -136,6 +144,17 @@ impl Entry {
         is_in(&self.key, line)
     }
 
+    /// What the claim behind it asks for, by its name.
+    pub(crate) fn mode(&self) -> Mode {
+        let place = self.key.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let mode = std::str::from_utf8(place).ok().and_then(|place| place.splitn(3, '.').nth(2));
+        match mode {
+            Some("s") => Mode::Shared,
+            Some(permits) => permits.strip_prefix('p').and_then(|all| all.parse().ok()).map_or(Mode::Exclusive, Mode::Permits),
+            None => Mode::Exclusive,
+        }
+    }
+
     /// The number of its grant.
     pub(crate) fn token(&self) -> Option<FencingToken> {
         FencingToken::new(self.created.try_into().ok()?)
@@ -197,6 +216,26 @@ mod tests {
         assert!(!entry("a/b/7f.1", 0x7f).is_in(&line.start));
         assert!(!entry("ab/7f.1", 0x7f).is_in(&line.start));
         assert!(!entry("a/b\x007f.1", 0x7f).is_in(&line.start), "left behind by a claim of a/b");
+    }
+
+    #[test]
+    fn what_a_claim_asks_for_is_read_from_its_entry() {
+        let permits = |all| Mode::Permits(std::num::NonZeroU32::new(all).unwrap());
+        for mode in [Mode::Exclusive, Mode::Shared, permits(1), permits(u32::MAX)] {
+            let claim = Claim {
+                id: dlock_core::ClaimId::from_bits(7),
+                key: Key::new("a.s/b.p3").unwrap(),
+                mode,
+                owner: "".into(),
+                acquired_at: "".into(),
+                metadata: None,
+            };
+            let name = String::from_utf8(layout("t/").entry(Lease(0x7f), &claim)).unwrap();
+            assert_eq!(entry(&name, 0x7f).mode(), mode, "{name}");
+        }
+        for foreign in ["a/7f", "a/7f.1.x", "a/7f.1.p0", "a/7f.1.p", "a/7f.1.s.s", "a/7f.1.p99999999999"] {
+            assert_eq!(entry(foreign, 0x7f).mode(), Mode::Exclusive, "{foreign}");
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    Acquire, AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, FencingToken, Hint,
-    Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, SessionId, Standing, Verdict, Woken,
+    Acquire, AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, ClaimsPerKey,
+    FencingToken, Hint, Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, SessionId, Standing, Verdict, Woken,
 };
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture};
@@ -106,7 +106,12 @@ impl Acquisition {
         let mut tried = false;
         loop {
             // Once it has tried, what keeps the gate closed may be what it has itself to undo.
-            let Some(pass) = self.pass(tried).await? else { return Ok(None) };
+            let pass = if self.is_gated() {
+                let Some(pass) = self.pass(tried).await? else { return Ok(None) };
+                Some(pass)
+            } else {
+                None
+            };
             tried = true;
             let plan = AcquirePlan {
                 place: self.place,
@@ -115,7 +120,7 @@ impl Acquisition {
                 attempt: Lease::attempt(self.engine.options.ttl).max(LEAST_ATTEMPT),
                 longest_wait: LONGEST_WAIT,
             };
-            let mut attempt = Attempt { machine: Acquire::new(plan), pass: Some(pass), seat: None, call: None, claiming: false };
+            let mut attempt = Attempt { machine: Acquire::new(plan), pass, seat: None, call: None, claiming: false };
             match self.drive(&mut attempt).await? {
                 // Granted with a session that is not believed any more: it is given back, and another is tried.
                 Verdict::Held { token } => match attempt.into_grant(token, self.limits()) {
@@ -137,6 +142,12 @@ impl Acquisition {
                 }
             }
         }
+    }
+
+    /// Whether only one of this process may contend for the key at a time.
+    fn is_gated(&self) -> bool {
+        // Those who share stand in line one by one, where the store tells them apart.
+        self.options.mode == Mode::Exclusive || self.engine.backend.capabilities().claims_per_key == ClaimsPerKey::One
     }
 
     /// Waits at the gate of the key; a try does not, the first time.
@@ -230,7 +241,7 @@ impl Acquisition {
                     let claim = Arc::new(Claim {
                         id: ClaimId::from_bits(fastrand::u128(..)),
                         key: self.key.clone(),
-                        mode: Mode::Exclusive,
+                        mode: self.options.mode,
                         owner: Arc::clone(&self.engine.options.owner),
                         acquired_at: Arc::clone(&self.acquired_at),
                         metadata: self.metadata.clone(),

@@ -17,6 +17,7 @@ use crate::session::{Owed, Session};
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) claim: Arc<Claim>,
+    /// The number of the grant; a token to fence with only where the claim is exclusive.
     pub(crate) token: FencingToken,
     pub(crate) session: Arc<Session>,
     pub(crate) granted_at: Moment,

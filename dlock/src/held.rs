@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, FencingToken, Key, Loss, Metadata};
+use dlock_core::{Claim, ClaimId, FencingToken, Key, Loss, Metadata, Mode};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,12 @@ impl Held {
     ///
     /// `None` for shared and permit holders, whom no order separates: a [`Fence`](crate::Fence) cannot take them.
     pub fn token(&self) -> Option<FencingToken> {
-        Some(self.grant.token)
+        (self.grant.claim.mode == Mode::Exclusive).then_some(self.grant.token)
+    }
+
+    /// With whom the lock may be shared.
+    pub fn mode(&self) -> Mode {
+        self.grant.claim.mode
     }
 
     /// The id of the claim behind this grant, as others read it in the metadata.
@@ -137,6 +142,7 @@ impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held")
             .field("key", self.key())
+            .field("mode", &self.grant.claim.mode)
             .field("token", &self.grant.token)
             .field("remaining", &self.remaining())
             .finish_non_exhaustive()

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Inspection, Key, LockBackend};
+use dlock_core::{Inspection, Key, LockBackend, Mode};
 use futures_util::future::BoxFuture;
 
 use crate::connect::{CONNECT_LIMIT, ConnectError};
@@ -79,6 +79,35 @@ impl Locker {
     /// Asks for the lock of a key if it is free now; await the request for the guard, or for `None`. A bad key or option is told then.
     pub fn try_lock(&self, key: impl AsRef<str>) -> TryRequest {
         TryRequest { wanted: self.want(key.as_ref()) }
+    }
+
+    /// Asks to share a key with others who share it; await the request to wait for it.
+    ///
+    /// The readers of a read-write lock, whose writers ask by [`lock`](Self::lock): any number of shared holders at a time, and none beside
+    /// an exclusive one. Who waits for the exclusive lock stops those who come to share later, so that no stream of them keeps it out.
+    /// Shared holders have no [token](crate::Held::token). A process that asks for the exclusive lock while it shares the key waits for itself.
+    /// Refused where the store does not grant it, see [`Capabilities::shared`](dlock_core::Capabilities::shared).
+    pub fn shared(&self, key: impl AsRef<str>) -> LockRequest {
+        LockRequest { wanted: self.want(key.as_ref()).in_mode(Mode::Shared) }
+    }
+
+    /// As [`shared`](Self::shared), if there is room now; await the request for the guard, or for `None`.
+    pub fn try_shared(&self, key: impl AsRef<str>) -> TryRequest {
+        TryRequest { wanted: self.want(key.as_ref()).in_mode(Mode::Shared) }
+    }
+
+    /// Asks for one of `all` permits of a key, a distributed semaphore; await the request to wait for it.
+    ///
+    /// First come, first served. All who ask must name the same number: who names another than the holders did is refused as a
+    /// [conflict](dlock_core::ErrorKind::Conflict) that names both. Holders of permits have no [token](crate::Held::token).
+    /// Refused where the store does not grant it, see [`Capabilities::permits`](dlock_core::Capabilities::permits).
+    pub fn permits(&self, key: impl AsRef<str>, all: u32) -> LockRequest {
+        LockRequest { wanted: self.want(key.as_ref()).with_permits(all) }
+    }
+
+    /// As [`permits`](Self::permits), if one is free now; await the request for the guard, or for `None`.
+    pub fn try_permits(&self, key: impl AsRef<str>, all: u32) -> TryRequest {
+        TryRequest { wanted: self.want(key.as_ref()).with_permits(all) }
     }
 
     /// An election of one leader, by the lock of a key. A bad name or option is told when a campaign is awaited.

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Capabilities, InvalidRetryPolicy, Lease, Limits, Metadata, ReservedName, RetryPolicy, TtlRange};
+use dlock_core::{Capabilities, InvalidRetryPolicy, Lease, Limits, Metadata, Mode, ReservedName, RetryPolicy, TtlRange};
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,7 @@ const RESERVED_BYTES: usize = 216;
 /// What holds for one acquisition.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestOptions {
+    pub(crate) mode: Mode,
     pub(crate) wait_at_most: Option<Duration>,
     pub(crate) retry: RetryPolicy,
     pub(crate) metadata: Metadata,
@@ -163,6 +164,15 @@ pub enum InvalidOptions {
         /// What the store accepts.
         limit: usize,
     },
+    /// The store cannot grant what was asked for.
+    #[error("this store does not grant {mode}; choose one that does, and say so at start by `require`")]
+    NotGranted {
+        /// What was asked for.
+        mode: Mode,
+    },
+    /// One of no permits.
+    #[error("the number of permits must be at least 1")]
+    NoPermits,
     /// The retry policy contradicts itself.
     #[error(transparent)]
     Retry(#[from] InvalidRetryPolicy),

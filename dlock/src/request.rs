@@ -1,9 +1,10 @@
 //! A lock that is wanted: what can be said about it before it is awaited.
 
 use std::future::{Future, IntoFuture};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use dlock_core::{Key, Place, RetryPolicy};
+use dlock_core::{Key, Mode, Place, RetryPolicy};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
@@ -142,16 +143,33 @@ where
 }
 
 impl Wanted {
+    pub(crate) fn in_mode(mut self, mode: Mode) -> Self {
+        self.options.mode = mode;
+        self
+    }
+
+    pub(crate) fn with_permits(mut self, all: u32) -> Self {
+        match NonZeroU32::new(all) {
+            Some(all) => return self.in_mode(Mode::Permits(all)),
+            None => _ = self.options.mistake.get_or_insert(InvalidOptions::NoPermits),
+        }
+        self
+    }
+
     async fn acquire(self, place: Place) -> Result<Option<LockGuard>, LockError> {
         let key = self.key?;
         let engine = self.locker.engine();
-        let limits = engine.backend.capabilities().limits;
+        let capabilities = engine.backend.capabilities();
+        let (limits, mode) = (capabilities.limits, self.options.mode);
         self.options.validate(engine.options.ttl)?;
+        if !capabilities.grants(mode) {
+            return Err(InvalidOptions::NotGranted { mode }.into());
+        }
         if key.as_str().len() > limits.key_bytes {
             return Err(InvalidOptions::KeyTooLong { bytes: key.as_str().len(), limit: limits.key_bytes }.into());
         }
         validate_metadata(&self.options.metadata, &engine.options.owner, limits)?;
-        let span = tracing::debug_span!("lock", %key, ?place);
+        let span = tracing::debug_span!("lock", %key, ?mode, ?place);
         // The locker lives at least as long as the acquisition, so that its sessions are not closed under it.
         let _alive = self.locker.clone();
         let grant = acquire(engine.clone(), key, place, self.options).instrument(span).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Order, Place, Published, Release, Renewal, Session,
+    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Place, Published, Release, Renewal, Session,
     SessionId, SessionRequest, Standing, TtlRange, Woken,
 };
 
@@ -166,6 +166,8 @@ impl MemoryBuilder {
             capabilities.order = Order::Fifo;
             capabilities.claims_per_key = ClaimsPerKey::Many;
             capabilities.session_ids = ChosenBy::Client;
+            capabilities.shared = true;
+            capabilities.permits = true;
         }
         let shared = Shared::new(self.rules, capabilities, self.fast_ppm, self.observer);
         Memory { shared: Arc::new(shared), network: None }
@@ -203,13 +205,8 @@ impl LockBackend for Memory {
         let verdict = |store: &Store| {
             let ended = claims.iter().filter_map(|granted| {
                 let claim = &granted.claim;
-                match store.holder_of(&claim.key) {
-                    Some((holder, id, _)) if holder == session && id == claim.id => None,
-                    _ => {
-                        let cause = if store.exists(&claim.key) { Cause::TakenOver } else { Cause::KeyDeleted };
-                        Some(Interference { claim: claim.id, cause })
-                    }
-                }
+                let cause = if store.exists(&claim.key) { Cause::TakenOver } else { Cause::KeyDeleted };
+                (!store.holds(session, claim)).then_some(Interference { claim: claim.id, cause })
             });
             ended.collect()
         };
@@ -234,10 +231,7 @@ impl LockBackend for Memory {
             }
             match answer? {
                 Reply::Standing(standing) => return Ok(standing),
-                Reply::Conflict => {
-                    let message = format!("{} holds something that is no lock; it was left alone", claim.key);
-                    return Err(BackendError::new(ErrorKind::Conflict, message));
-                }
+                Reply::Conflict(with) => return Err(conflict(&claim, with)),
                 Reply::GuardFailed => {}
                 reply => return Err(mismatched(&reply)),
             }
@@ -257,6 +251,7 @@ impl LockBackend for Memory {
         let request = Request::Confirm { session: session.clone(), claim: Arc::new(claim.clone()) };
         match self.send(Call::Confirm, request).await? {
             Reply::Standing(standing) => Ok(standing),
+            Reply::Conflict(with) => Err(conflict(claim, with)),
             reply => Err(mismatched(&reply)),
         }
     }
@@ -273,13 +268,12 @@ impl LockBackend for Memory {
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {
-        let (line, foreign) = self.read(Call::Inspect, None, |store| store.line(key)).await?;
+        let (holders, waiters, foreign) = self.read(Call::Inspect, None, |store| store.line(key)).await?;
         let mut inspection = Inspection::default();
-        let mut line = line.into_iter();
-        inspection.holders.extend(line.next());
+        inspection.holders = holders;
         inspection.holders.extend(foreign.map(|raw| Holder::new(Published::Raw(raw))));
         if self.shared.capabilities().order == Order::Fifo {
-            inspection.waiters = Some(line.collect());
+            inspection.waiters = Some(waiters);
         }
         Ok(inspection)
     }
@@ -296,7 +290,7 @@ impl LockBackend for Memory {
                 return (!store.is_alive(&session)).then_some(Cursor(0));
             };
             let index = store.index(&claim.key);
-            let mine = store.holder_of(&claim.key).is_some_and(|(_, id, _)| id == claim.id);
+            let mine = store.holds(&session, claim);
             let seen = cursor.map_or(token.get(), |cursor| cursor.0);
             (!mine && index > seen).then_some(Cursor(index))
         };
@@ -310,7 +304,7 @@ impl LockBackend for Memory {
         self.shared.fits(&published)?;
         let claim = Arc::new(claim.clone());
         for _ in 0..2 {
-            let amendments = self.shared.read(|store| store.amendments(&claim.key));
+            let amendments = self.shared.read(|store| store.amendments(&claim));
             let (session, claim, published) = (session.clone(), Arc::clone(&claim), published.clone());
             match self.send(Call::Amend, Request::Amend { session, claim, published, amendments }).await? {
                 Reply::Amended(held) => return Ok(held),
@@ -339,9 +333,15 @@ impl LockBackend for Memory {
     }
 
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
-        let evict = |store: &mut Store| store.holder_of(key).is_some_and(|(_, _, present)| present == token) && store.evict(key);
-        self.change(Call::Evict, ChangedBy::Operator, evict).await
+        self.change(Call::Evict, ChangedBy::Operator, |store| store.evict_grant(key, token)).await
     }
+}
+
+fn conflict(claim: &Claim, holders: Option<Mode>) -> BackendError {
+    if let Some(holders) = holders {
+        return BackendError::contradiction(claim, holders);
+    }
+    BackendError::new(ErrorKind::Conflict, format!("{} holds something that is no lock; it was left alone", claim.key))
 }
 
 impl fmt::Debug for Memory {

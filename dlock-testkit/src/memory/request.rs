@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, FencingToken, Metadata, Place, Release, SessionId, Standing};
+use dlock_core::{Claim, ClaimId, FencingToken, Metadata, Mode, Place, Release, SessionId, Standing};
 
 /// Which real store the rules are taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,8 +124,8 @@ pub enum Reply {
     Standing(Standing),
     /// The guard did not hold; nothing was changed, and the client should look again.
     GuardFailed,
-    /// The key is used for something else; nothing was changed.
-    Conflict,
+    /// The key is used for something else, or its holders hold permits of another number; nothing was changed.
+    Conflict(Option<Mode>),
     /// Whether the claim held its key, so that what it published was changed.
     Amended(bool),
     /// What the release found.

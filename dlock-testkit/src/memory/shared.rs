@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, Metadata, Mode, Moment};
+use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, Metadata, Moment};
 use tokio::sync::{Notify, oneshot};
 
 use super::clock::StoreClock;
@@ -329,9 +329,7 @@ impl Shared {
     }
 
     pub(crate) fn check(&self, claim: &Claim) -> Result<(), BackendError> {
-        if claim.mode != Mode::Exclusive {
-            return Err(BackendError::unsupported("claim in a mode other than exclusive"));
-        }
+        self.capabilities.check_mode(claim.mode)?;
         let limits = self.capabilities.limits;
         if claim.key.as_str().len() > limits.key_bytes {
             let message = format!("the key has {} bytes, this store accepts {}", claim.key.as_str().len(), limits.key_bytes);

@@ -7,8 +7,8 @@ use std::time::Duration;
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Metadata, Moment, Place, Published, Release, SessionId, Standing,
-    Woken,
+    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Metadata, Mode, Moment, Place, Published, Release, Room, SessionId,
+    Standing, Woken,
 };
 
 use super::request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
@@ -42,7 +42,7 @@ struct KeyState {
     index: u64,
     /// The key exists at the store; in the slot profile it stays when it is released.
     exists: bool,
-    /// First in line holds.
+    /// First come first; a claim holds when those ahead of it leave room for it.
     line: Vec<Entry>,
     /// How often it was locked since it was created.
     #[cfg(dlock_planted)]
@@ -101,7 +101,7 @@ impl Store {
                 Reply::Closed
             }
             Request::Claim { session, claim, place, guard } => self.claim(session, claim, *place, *guard, now),
-            Request::Confirm { session, claim } => Reply::Standing(self.confirm(session, claim)),
+            Request::Confirm { session, claim } => self.confirm(session, claim),
             Request::Amend { session, claim, published, amendments } => self.amend(session, claim, published, *amendments),
             Request::Release { session, claim } => Reply::Released(self.release(session, claim)),
         }
@@ -164,7 +164,8 @@ impl Store {
         }
         self.tombstones.retain(|(session, _)| session != id);
         let keys: Vec<_> = self.keys.iter().filter(|(_, state)| state.line.iter().any(|entry| entry.session == *id)).collect();
-        let keys: Vec<_> = keys.into_iter().map(|(key, state)| (key.clone(), state.line[0].session == *id)).collect();
+        let held = |state: &KeyState| state.holders().iter().any(|holder| holder.session == *id);
+        let keys: Vec<_> = keys.into_iter().map(|(key, state)| (key.clone(), held(state))).collect();
         for (key, held) in keys {
             self.change(&key, |state| state.line.retain(|entry| entry.session != *id));
             if held && !self.rules.lock_delay.is_zero() {
@@ -192,7 +193,10 @@ impl Store {
         let free = KeyState::default();
         let state = self.keys.get(&claim.key).unwrap_or(&free);
         if state.foreign.is_some() {
-            return Reply::Conflict;
+            return Reply::Conflict(None);
+        }
+        if let Some(first) = state.line.first().filter(|first| claim.mode.contradicts(first.claim.mode)) {
+            return Reply::Conflict(Some(first.claim.mode));
         }
         if state.line.iter().any(|entry| entry.is(session, claim.id)) {
             return Reply::Standing(self.standing(&claim.key, claim.id));
@@ -201,7 +205,9 @@ impl Store {
             (Profile::Slot, _) if guard != self.guard(&claim.key) => Reply::GuardFailed,
             // The real store knows a lock by its session alone, so a second claim of the same session is granted.
             (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(busy(state)),
-            (Profile::Queue, Some(_)) if place == Place::Try => Reply::Standing(busy(state)),
+            (Profile::Queue, Some(_)) if place == Place::Try && !state.has_room(claim.mode, state.line.len()) => {
+                Reply::Standing(busy(state))
+            }
             _ => {
                 if let Some(until) = self.delays.get(&claim.key) {
                     return Reply::Standing(Standing::Delayed { at_most: until.saturating_since(now) });
@@ -235,20 +241,26 @@ impl Store {
         }
     }
 
-    fn confirm(&self, session: &SessionId, claim: &Claim) -> Standing {
+    fn confirm(&self, session: &SessionId, claim: &Claim) -> Reply {
         if !self.sessions.contains_key(session) {
-            return Standing::SessionGone;
+            return Reply::Standing(Standing::SessionGone);
         }
-        let known = |state: &KeyState| state.line.iter().any(|entry| entry.is(session, claim.id));
-        if self.keys.get(&claim.key).is_some_and(known) { self.standing(&claim.key, claim.id) } else { Standing::ClaimGone }
+        let Some(state) = self.keys.get(&claim.key) else { return Reply::Standing(Standing::ClaimGone) };
+        if state.place(session, claim.id).is_none() {
+            return Reply::Standing(Standing::ClaimGone);
+        }
+        match state.line.first() {
+            Some(first) if claim.mode.contradicts(first.claim.mode) => Reply::Conflict(Some(first.claim.mode)),
+            _ => Reply::Standing(self.standing(&claim.key, claim.id)),
+        }
     }
 
-    /// How an entry that is in line stands: held when nobody is ahead.
+    /// How an entry that is in line stands: held when those ahead leave room for it.
     fn standing(&self, key: &Key, claim: ClaimId) -> Standing {
         let Some(state) = self.keys.get(key) else { return Standing::ClaimGone };
         match state.line.iter().position(|entry| entry.claim.id == claim) {
             None => Standing::ClaimGone,
-            Some(0) => Standing::Held { token: state.line[0].token },
+            Some(place) if state.is_held(place) => Standing::Held { token: state.line[place].token },
             Some(ahead) => Standing::Waiting {
                 cursor: Cursor(state.index),
                 ahead: Some(ahead as u32),
@@ -280,18 +292,17 @@ impl Store {
         if had { Release::Released } else { Release::NotHeld }
     }
 
-    /// Changes a key, moves its index, and records whoever is first in line now.
+    /// Changes a key, moves its index, and records whoever holds it now.
     fn change(&mut self, key: &Key, change: impl FnOnce(&mut KeyState)) {
         self.revision += 1;
         let state = self.keys.entry(key.clone()).or_default();
         state.index = self.revision;
         state.exists = true;
         change(state);
-        if let Some(first) = state.line.first_mut()
-            && !first.granted
-        {
-            first.granted = true;
-            let record = GrantRecord { token: first.token, claim: first.claim.id, session: first.session.clone() };
+        let holders = state.holders().len();
+        for entry in state.line[..holders].iter_mut().filter(|entry| !entry.granted) {
+            entry.granted = true;
+            let record = GrantRecord { token: entry.token, claim: entry.claim.id, session: entry.session.clone() };
             self.grants.entry(key.clone()).or_default().push(record);
         }
     }
@@ -301,13 +312,13 @@ impl Store {
         let free = KeyState::default();
         let state = self.keys.get(&claim.key).unwrap_or(&free);
         let woken = |hint| Some(Woken { cursor: Cursor(state.index), hint });
-        let place = state.line.iter().position(|entry| entry.is(session, claim.id));
+        let place = state.place(session, claim.id);
         if !self.sessions.contains_key(session) || state.line.is_empty() && self.rules.profile == Profile::Slot {
             return woken(Hint::MaybeFree);
         }
         match (self.rules.profile, place) {
             (Profile::Queue, None) => woken(Hint::ClaimGone),
-            (_, Some(0)) => woken(Hint::MaybeFree),
+            (_, Some(place)) if state.is_held(place) => woken(Hint::MaybeFree),
             (Profile::Slot, None) if state.index > cursor.0 => {
                 woken(Hint::StillHeld { holder: state.line.first().map(Entry::holder) })
             }
@@ -330,23 +341,29 @@ impl Store {
         self.keys.get(key).is_some_and(|state| state.exists)
     }
 
-    /// The session and claim that hold a key.
+    /// Whether a claim holds its key.
+    pub fn holds(&self, session: &SessionId, claim: &Claim) -> bool {
+        let held = |state: &KeyState| state.place(session, claim.id).is_some_and(|place| state.is_held(place));
+        self.keys.get(&claim.key).is_some_and(held)
+    }
+
+    /// The session and claim that hold a key; the first of several.
     pub fn holder_of(&self, key: &Key) -> Option<(&SessionId, ClaimId, FencingToken)> {
         let entry = self.keys.get(key)?.line.first()?;
         Some((&entry.session, entry.claim.id, entry.token))
     }
 
-    /// Who holds a key and who waits, first come first, and what stands there that is no lock.
-    pub fn line(&self, key: &Key) -> (Vec<Holder>, Option<Vec<u8>>) {
-        match self.keys.get(key) {
-            Some(state) => (state.line.iter().map(Entry::holder).collect(), state.foreign.clone()),
-            None => (Vec::new(), None),
-        }
+    /// Who holds a key, who waits, first come first, and what stands there that is no lock.
+    pub fn line(&self, key: &Key) -> (Vec<Holder>, Vec<Holder>, Option<Vec<u8>>) {
+        let Some(state) = self.keys.get(key) else { return (Vec::new(), Vec::new(), None) };
+        let (holders, waiters) = state.line.split_at(state.holders().len());
+        let shown = |entries: &[Entry]| entries.iter().map(Entry::holder).collect();
+        (shown(holders), shown(waiters), state.foreign.clone())
     }
 
     /// All held keys with their holders, in the order of the keys.
     pub fn held(&self) -> impl Iterator<Item = (&Key, Holder)> {
-        self.keys.iter().filter_map(|(key, state)| Some((key, state.line.first()?.holder())))
+        self.keys.iter().flat_map(|(key, state)| state.holders().iter().map(move |entry| (key, entry.holder())))
     }
 
     /// Every claim that has anything at the store.
@@ -369,21 +386,24 @@ impl Store {
 
     /// Replaces what the holder published; `false` when the claim does not hold the key.
     fn amend(&mut self, session: &SessionId, claim: &Claim, published: &Metadata, amendments: u32) -> Reply {
-        let first = self.keys.get(&claim.key).and_then(|state| state.line.first());
-        let Some(held) = first.filter(|entry| entry.is(session, claim.id)) else { return Reply::Amended(false) };
-        if held.amendments != amendments {
+        let Some(state) = self.keys.get(&claim.key) else { return Reply::Amended(false) };
+        let Some(place) = state.place(session, claim.id).filter(|place| state.is_held(*place)) else {
+            return Reply::Amended(false);
+        };
+        if state.line[place].amendments != amendments {
             return Reply::GuardFailed;
         }
         self.change(&claim.key, |state| {
-            let held = &mut state.line[0];
+            let held = &mut state.line[place];
             (held.amended, held.amendments) = (Some(published.clone()), amendments + 1);
         });
         Reply::Amended(true)
     }
 
-    /// How often what the holder of a key published was changed.
-    pub fn amendments(&self, key: &Key) -> u32 {
-        self.keys.get(key).and_then(|state| state.line.first()).map_or(0, |entry| entry.amendments)
+    /// How often what a claim published was changed.
+    pub fn amendments(&self, claim: &Claim) -> u32 {
+        let line = self.keys.get(&claim.key).map_or(&[][..], |state| &state.line);
+        line.iter().find(|entry| entry.claim.id == claim.id).map_or(0, |entry| entry.amendments)
     }
 
     /// Deletes a key with everything on it, as an operator would.
@@ -399,13 +419,16 @@ impl Store {
         });
     }
 
-    /// Ends the present grant of a key by force.
+    /// Ends the present grant of a key by force; the first of several.
     pub fn evict(&mut self, key: &Key) -> bool {
-        let held = self.holder_of(key).is_some();
+        self.holder_of(key).map(|(_, _, token)| token).is_some_and(|token| self.evict_grant(key, token))
+    }
+
+    /// Ends the grant with this token by force; `false` when it is not a present one.
+    pub fn evict_grant(&mut self, key: &Key, token: FencingToken) -> bool {
+        let held = self.keys.get(key).is_some_and(|state| state.holders().iter().any(|entry| entry.token == token));
         if held {
-            self.change(key, |state| {
-                state.line.remove(0);
-            });
+            self.change(key, |state| state.line.retain(|entry| entry.token != token));
         }
         held
     }
@@ -421,6 +444,27 @@ impl Store {
 
 fn busy(state: &KeyState) -> Standing {
     Standing::Busy { holder: state.line.first().map(Entry::holder), cursor: Cursor(state.index) }
+}
+
+impl KeyState {
+    fn place(&self, session: &SessionId, claim: ClaimId) -> Option<usize> {
+        self.line.iter().position(|entry| entry.is(session, claim))
+    }
+
+    /// Whether the first `ahead` in line leave room for a claim of this mode.
+    fn has_room(&self, mode: Mode, ahead: usize) -> bool {
+        let ahead = self.line[..ahead].iter().rev().map(|entry| ((), entry.claim.mode));
+        mode.room(ahead) == Room::Enough
+    }
+
+    fn is_held(&self, place: usize) -> bool {
+        self.has_room(self.line[place].claim.mode, place)
+    }
+
+    /// Those that hold: the first in line, and those after it that share.
+    fn holders(&self) -> &[Entry] {
+        &self.line[..Mode::holders(self.line.iter().map(|entry| entry.claim.mode))]
+    }
 }
 
 impl Entry {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, Claim, ClaimId, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint,
-    Holder, Inspection, Interference, Key, LockBackend, Metadata, Mode, Place, Published, Release, Renewal, Session, SessionId,
+    Holder, Inspection, Interference, Key, LockBackend, Metadata, Place, Published, Release, Renewal, Session, SessionId,
     SessionRequest, Standing, TtlRange, Woken,
 };
 
@@ -50,9 +50,7 @@ impl Backend {
 
     /// Refuses what the store cannot keep before anything is sent, and names the limit.
     fn check(&self, claim: &Claim) -> Result<(), BackendError> {
-        if claim.mode != Mode::Exclusive {
-            return Err(BackendError::unsupported("claim in a mode other than exclusive"));
-        }
+        self.capabilities.check_mode(claim.mode)?;
         let bytes = serde_json::to_vec(&claim.published()).map_or(usize::MAX, |json| json.len());
         let limit = self.capabilities.limits.metadata_bytes;
         if bytes > limit {
