@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, Claim, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder, Inspection,
-    Interference, Key, Limits, LockBackend, Metadata, Mode, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing,
-    Woken,
+    Interference, Key, Limits, LockBackend, Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest,
+    Standing, Together, Woken,
 };
 
 use crate::api::{Api, BATCH};
@@ -19,7 +19,8 @@ use crate::classify::{Asked, Needs};
 use crate::config::{ConfigError, ConsulOptions};
 use crate::guarded::{Attempted, Look, Shared, conflict};
 use crate::http::Http;
-use crate::notes::Known;
+use crate::notes::{ClaimState, Known};
+use crate::several;
 use crate::transport::Transport;
 use crate::watch::Watches;
 use crate::wire::{CreateSession, LOCK_FLAGS, Op, encode_value, go_duration, json, parse_go_duration};
@@ -61,6 +62,8 @@ impl Consul {
         capabilities.lists = true;
         capabilities.tells_changes = true;
         capabilities.evicts = true;
+        capabilities.claims_at_once = Some(several::MOST);
+        capabilities.guards_writes = true;
         let (api, watches) = (Api::new(transport, options.attempt), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
         Self { shared: Arc::new(Shared { api, capabilities, notes: Mutex::default(), watches }) }
@@ -75,13 +78,6 @@ impl Consul {
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
         Self::new(ConsulOptions::from_url(url)?)
     }
-}
-
-fn check(claim: &Claim) -> Result<(), BackendError> {
-    if claim.mode != Mode::Exclusive {
-        return Err(BackendError::unsupported("claim in a mode other than exclusive"));
-    }
-    fits(&claim.published())
 }
 
 fn fits(published: &Metadata) -> Result<(), BackendError> {
@@ -147,7 +143,8 @@ impl LockBackend for Consul {
 
     async fn claim(&self, session: &SessionId, claim: &Claim, _: Place) -> Result<Standing, BackendError> {
         let shared = &self.shared;
-        check(claim)?;
+        self.shared.capabilities.check_mode(claim.mode)?;
+        fits(&claim.published())?;
         let value = encode_value(&claim.published());
         // An earlier copy without an answer may have been applied: look before another guard is sent.
         let unanswered = shared.notes().claim(claim.id).is_some();
@@ -309,5 +306,25 @@ impl LockBackend for Consul {
         let value = entry.value.clone().unwrap_or_default();
         let ops = [Op::check_index(key.as_str(), entry.modify_index), Op::unlock(key.as_str(), &session, &value, LOCK_FLAGS)];
         Ok(shared.txn(asked, &ops).await?.is_ok())
+    }
+
+    async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
+        self.shared.capabilities.check_together(claims)?;
+        let bytes: usize = claims.iter().map(|claim| json(&claim.published()).len()).sum();
+        if bytes > METADATA_BYTES {
+            let message =
+                format!("the metadata of all takes {bytes} bytes as JSON, Consul accepts {METADATA_BYTES} in a transaction");
+            return Err(BackendError::new(ErrorKind::Invalid, message));
+        }
+        self.shared.claim_all(session, claims).await
+    }
+
+    /// The key, the session, and the index at which the grant stands now, see [`consul_operations`](crate::consul_operations).
+    fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
+        let index = match self.shared.notes().claim(granted.claim.id).map(|note| note.state) {
+            Some(ClaimState::Held { index, .. }) => index,
+            _ => granted.token.get(),
+        };
+        Ok(Ownership::new(granted.claim.key.as_str(), session.clone(), index))
     }
 }

@@ -235,14 +235,14 @@ impl Shared {
     }
 }
 
-fn guard_op(key: &str, guard: Known) -> Op<'_> {
+pub(crate) fn guard_op(key: &str, guard: Known) -> Op<'_> {
     match guard {
         Known::Absent => Op::check_not_exists(key),
         Known::At(index) => Op::check_index(key, index),
     }
 }
 
-fn without_index() -> BackendError {
+pub(crate) fn without_index() -> BackendError {
     BackendError::new(ErrorKind::Ambiguous, "claiming the key: the answer has no index")
 }
 

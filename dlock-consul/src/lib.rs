@@ -10,10 +10,12 @@ mod config;
 mod guarded;
 mod http;
 mod notes;
+mod several;
 mod transport;
 mod watch;
 mod wire;
 
 pub use backend::Consul;
 pub use config::{ConfigError, ConsulOptions};
+pub use several::consul_operations;
 pub use transport::{Answer, Lane, Method, Request, Transport, TransportError, TransportErrorKind};

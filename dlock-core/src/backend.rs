@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    BackendError, Capabilities, Claim, ClaimId, FencingToken, Granted, Holder, Inspection, Key, Metadata, Place, Session,
-    SessionId, SessionRequest,
+    BackendError, Capabilities, Claim, ClaimId, FencingToken, Granted, Holder, Inspection, Key, Metadata, Ownership, Place,
+    Session, SessionId, SessionRequest,
 };
 
 /// A store of locks, as the machines see it.
@@ -102,6 +102,18 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
 
     /// Ends by force the grant with this token, and no other; `false` when it is not the present one. Needs `evicts`.
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError>;
+
+    /// Takes the keys of all these claims if all of them are free, and none otherwise. Needs `claims_at_once`.
+    ///
+    /// The claims are exclusive, of different keys, and no more than declared. Asking again is as with [`claim`](Self::claim), but never
+    /// leaves a place. What a claim got is given back by a [`release`](Self::release) of its own, whose fence holds for copies of this call too.
+    async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError>;
+
+    /// What a transaction of the store's own can be made conditional on, so that it is refused once this grant is not the present one. Needs
+    /// `guards_writes`.
+    ///
+    /// Sends nothing: what is known of the grant is enough. An [`amend`](Self::amend) may make another condition of it, which is refused then.
+    fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError>;
 }
 
 /// A position in what happened to a key or a session; only its own backend can read it.
@@ -143,6 +155,25 @@ pub enum Standing {
     /// The claim has nothing and gets nothing. From [`LockBackend::confirm`]: it has no place in the queue. From [`LockBackend::claim`]: an
     /// earlier copy was released or refused, and none of it takes effect any more; core asks again for a place, and takes a try for busy.
     ClaimGone,
+}
+
+/// How claims stand that were made at once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Together {
+    /// They hold their keys.
+    Held {
+        /// The number of each grant, in the order of the claims.
+        tokens: Vec<FencingToken>,
+    },
+    /// One of them is refused, and none has anything.
+    Busy {
+        /// Which of the claims.
+        claim: usize,
+        /// Who holds its key, where the store knows; nobody where the store grants it to nobody just now.
+        holder: Option<Holder>,
+    },
+    /// The session is gone, and with it all it had.
+    SessionGone,
 }
 
 /// Why a wait returned.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{BackendError, ClockSource, ErrorKind, Mode};
+use crate::{BackendError, Claim, ClockSource, ErrorKind, Mode};
 
 /// What a backend declares of its store.
 ///
@@ -45,6 +45,10 @@ pub struct Capabilities {
     pub tells_changes: bool,
     /// [`evict`](crate::LockBackend::evict) works.
     pub evicts: bool,
+    /// [`claim_all`](crate::LockBackend::claim_all) takes so many keys at once; `None` where it cannot be called at all.
+    pub claims_at_once: Option<usize>,
+    /// [`ownership`](crate::LockBackend::ownership) works.
+    pub guards_writes: bool,
 }
 
 impl Capabilities {
@@ -67,6 +71,8 @@ impl Capabilities {
             lists: false,
             tells_changes: false,
             evicts: false,
+            claims_at_once: None,
+            guards_writes: false,
         }
     }
 
@@ -77,6 +83,24 @@ impl Capabilities {
             Mode::Shared => self.shared,
             Mode::Permits(_) => self.permits,
         }
+    }
+
+    /// Refuses claims that the store cannot take at once; every backend asks before it sends them.
+    pub fn check_together(&self, claims: &[Claim]) -> Result<(), BackendError> {
+        let invalid = |message| Err(BackendError::new(ErrorKind::Invalid, message));
+        let Some(most) = self.claims_at_once else { return Err(BackendError::unsupported("claim_all")) };
+        if claims.len() > most {
+            return invalid(format!("{} keys are too many at once, this backend takes {most}", claims.len()));
+        }
+        for (place, claim) in claims.iter().enumerate() {
+            if claim.mode != Mode::Exclusive {
+                return invalid(format!("{} was asked for by {}; at once only exclusive claims are taken", claim.key, claim.mode));
+            }
+            if claims[..place].iter().any(|other| other.key == claim.key) {
+                return invalid(format!("{} stands twice among the keys to take at once", claim.key));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a claim in a mode that is not declared; every backend asks before it sends one.

@@ -11,6 +11,7 @@ mod holder;
 mod key;
 mod lease;
 mod metadata;
+mod ownership;
 #[cfg(dlock_planted)]
 #[doc(hidden)]
 pub mod planted;
@@ -22,7 +23,7 @@ mod token;
 mod undo;
 
 pub use acquire::{Acquire, AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, Verdict};
-pub use backend::{Cause, Cursor, Hint, Interference, LockBackend, Release, Renewal, Standing, Woken};
+pub use backend::{Cause, Cursor, Hint, Interference, LockBackend, Release, Renewal, Standing, Together, Woken};
 pub use capabilities::{Capabilities, ChosenBy, ClaimsPerKey, Limits, Order, TtlRange};
 pub use claim::{Claim, ClaimId, Granted, Mode, NotAClaimId, Place};
 pub use error::{BackendError, ErrorKind};
@@ -30,6 +31,7 @@ pub use holder::{Holder, Inspection, Published};
 pub use key::{InvalidKey, Key};
 pub use lease::{Health, Lease, LeaseAction, LeaseEnd, LeaseEvent, LeaseStep, Loss};
 pub use metadata::{Metadata, ReservedName};
+pub use ownership::Ownership;
 pub use retry::{InvalidRetryPolicy, RetryPolicy};
 pub use room::Room;
 pub use session::{Session, SessionId, SessionRequest};

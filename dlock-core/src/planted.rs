@@ -75,7 +75,13 @@ bugs! {
     /// In the shell.
     DropForgets: "drop-forgets", "an acquisition that is dropped while it waits leaves its claim behind";
     /// In the shell.
+    PartialMultiLock: "partial-multi-lock", "of several keys of which one is not got, those that were are never given back";
+    /// In the shell.
     InterferenceUntold: "interference-untold", "what an audit finds is told to nobody";
+    /// In the rule of who may hold a key together.
+    PermitOverGrant: "permit-over-grant", "there is room for one more than there are permits";
+    /// In the rule of who may hold a key together.
+    ReaderBesideWriter: "reader-beside-writer", "a shared claim looks at those who share only, and joins an exclusive holder";
     /// In the etcd backend.
     NoTombstone: "no-tombstone", "a claim that may still be under way is released as if it were not, and takes effect afterwards";
     /// In the in-memory store.

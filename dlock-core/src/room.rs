@@ -1,6 +1,8 @@
 //! Who may hold a key together, and what a claim waits for that may not yet.
 
 use crate::Mode;
+#[cfg(dlock_planted)]
+use crate::planted::Bug;
 
 /// Whether the claims ahead of one leave room for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,10 +25,16 @@ impl Mode {
     pub fn room<T>(self, ahead: impl IntoIterator<Item = (T, Mode)>) -> Room<T> {
         let mut taken = Vec::new();
         for (claim, mode) in ahead {
+            #[cfg(dlock_planted)]
+            if Bug::ReaderBesideWriter.is_on() && self == Self::Shared {
+                continue;
+            }
             match self {
                 Self::Shared if mode == Self::Shared => {}
                 Self::Permits(all) if mode == self => {
                     taken.push(claim);
+                    #[cfg(dlock_planted)]
+                    let all = if Bug::PermitOverGrant.is_on() { all.saturating_add(1) } else { all };
                     if u32::try_from(taken.len()).is_ok_and(|taken| taken >= all.get()) {
                         return Room::Wanting(taken);
                     }

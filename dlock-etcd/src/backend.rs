@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Place, Release, Renewal, Session, SessionId,
-    SessionRequest, Standing, Woken,
+    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
+    SessionId, SessionRequest, Standing, Together, Woken,
 };
 use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
@@ -24,6 +24,7 @@ use crate::dialer::Dialer;
 use crate::endpoints::Endpoints;
 use crate::line::{Ours, Shared, cursor};
 use crate::notes::Notes;
+use crate::several;
 use crate::watch::{Change, Watched};
 use crate::wire::{Entry, Layout, Lease, is_in, json};
 
@@ -73,6 +74,8 @@ impl Etcd {
         capabilities.lists = true;
         capabilities.tells_changes = true;
         capabilities.evicts = true;
+        capabilities.claims_at_once = Some(several::MOST);
+        capabilities.guards_writes = true;
         let api = Api::new(Endpoints::new(options, dialer)?, options.attempt);
         let layout = Layout { namespace: options.namespace.clone() };
         Ok(Self {
@@ -326,6 +329,24 @@ impl LockBackend for Etcd {
         let same = Compare::create_revision(holder.key.as_slice(), CompareOp::Equal, holder.created);
         let txn = Txn::new().when([same]).and_then([TxnOp::delete(holder.key.as_slice(), None)]);
         Ok(shared.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?.succeeded)
+    }
+
+    async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
+        let capabilities = &self.shared.capabilities;
+        for claim in claims {
+            capabilities.check_mode(claim.mode)?;
+            fits(&claim.published())?;
+        }
+        capabilities.check_together(claims)?;
+        let Some(lease) = Lease::of(session) else { return Ok(Together::SessionGone) };
+        self.shared.claim_all(lease, claims).await
+    }
+
+    /// The name of the claim's entry and the revision at which it was made: `Compare::create_revision(key, CompareOp::Equal, revision)`.
+    fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
+        let lease = Lease::of(session).unwrap_or(Lease(0));
+        let entry = self.shared.layout.entry(lease, &granted.claim);
+        Ok(Ownership::new(String::from_utf8_lossy(&entry), session.clone(), granted.token.get()))
     }
 }
 

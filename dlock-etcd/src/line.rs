@@ -250,7 +250,7 @@ impl Shared {
     }
 
     /// The conditions under which a claim may make its entry: there is none, and it was not released.
-    fn fresh(&self, Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> Vec<Compare> {
+    pub(crate) fn fresh(&self, Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> Vec<Compare> {
         let absent = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
         vec![absent(entry.to_vec()), absent(self.layout.tombstone(lease, claim))]
     }
@@ -312,14 +312,14 @@ impl Shared {
 }
 
 /// A copy of a claim on its way; counts as never answered unless it is told otherwise.
-struct Copy<'a> {
+pub(crate) struct Copy<'a> {
     shared: &'a Shared,
     claim: ClaimId,
-    answered: bool,
+    pub(crate) answered: bool,
 }
 
 impl<'a> Copy<'a> {
-    fn sent(shared: &'a Shared, Ours { lease, claim }: Ours<'_>) -> Self {
+    pub(crate) fn sent(shared: &'a Shared, Ours { lease, claim }: Ours<'_>) -> Self {
         shared.notes().sent(lease, claim.id);
         Self { shared, claim: claim.id, answered: false }
     }
@@ -331,7 +331,7 @@ impl Drop for Copy<'_> {
     }
 }
 
-fn put(Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> TxnOp {
+pub(crate) fn put(Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> TxnOp {
     TxnOp::put(entry, json(&claim.published()), Some(PutOptions::new().with_lease(lease.0)))
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Claim, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder, Inspection, Interference, Key,
-    LockBackend, Metadata, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Woken,
+    LockBackend, Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use dlock_testkit::conformance::{CASES, Harness, Hook, Hooked, InMemory, Ledger, NotShown, Outcome, Sent, UnderWay};
 use dlock_testkit::memory::Memory;
@@ -178,6 +178,14 @@ impl LockBackend for Liar {
 
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
         self.inner.evict(key, token).await
+    }
+
+    async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
+        self.inner.claim_all(session, claims).await
+    }
+
+    fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
+        self.inner.ownership(session, granted)
     }
 }
 

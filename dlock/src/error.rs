@@ -145,6 +145,18 @@ pub enum CheckError {
     },
 }
 
+/// Why a grant is no condition for the store's own transactions.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum OwnershipError {
+    /// The lock is not held any more.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    /// The backend has no such conditions.
+    #[error("the store's transactions cannot be made conditional on the lock")]
+    Store(#[source] StoreError),
+}
+
 /// Why [`run`](crate::LockRequest::run) has no result.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]

@@ -179,6 +179,11 @@ impl Grant {
         }
     }
 
+    /// Its loss cancels this token; before anybody asked for one.
+    pub(crate) fn cancels(&self, token: CancellationToken) {
+        _ = self.cancellation.set(token);
+    }
+
     pub(crate) fn cancellation(&self) -> CancellationToken {
         self.session.ensure_kept();
         let token = self.cancellation.get_or_init(CancellationToken::new).clone();

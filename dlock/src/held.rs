@@ -5,12 +5,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, FencingToken, Key, Loss, Metadata, Mode};
+use dlock_core::{Claim, ClaimId, FencingToken, Granted, Key, Loss, Metadata, Mode, Ownership};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::amend::{AmendError, amend};
-use crate::error::{CheckError, Lost};
+use crate::error::{CheckError, Lost, OwnershipError, StoreError};
 use crate::grant::Grant;
 
 /// A witness that a lock is held: what inner functions take that must only run under it.
@@ -38,6 +38,19 @@ impl Held {
     /// With whom the lock may be shared.
     pub fn mode(&self) -> Mode {
         self.grant.claim.mode
+    }
+
+    /// This grant as a condition for transactions of the store's own, so that the store itself refuses the write of a past holder: what is
+    /// better still than a token, for data that lives in the same store.
+    ///
+    /// Plain data, for the client of the store that the program has: for Consul, `consul_operations` makes operations of it, for etcd it is
+    /// `Compare::create_revision(key, CompareOp::Equal, revision)`. Sends nothing. To be asked for again after an [amendment](Self::amend).
+    pub fn ownership(&self) -> Result<Ownership, OwnershipError> {
+        self.check()?;
+        let (session, claim, token) = (&self.grant.session, Arc::clone(&self.grant.claim), self.grant.token);
+        let id = session.id().ok_or_else(|| self.lost_for(Loss::SessionGone))?;
+        let ownership = session.backend.ownership(&id, &Granted { claim, token });
+        ownership.map_err(|error| OwnershipError::Store(StoreError::new(error)))
     }
 
     /// The id of the claim behind this grant, as others read it in the metadata.

@@ -94,7 +94,9 @@ mod locker;
 mod observe;
 mod options;
 mod request;
+mod require;
 mod session;
+mod several;
 mod shutdown;
 mod stage;
 mod undo;
@@ -102,17 +104,17 @@ mod undo;
 pub use amend::AmendError;
 pub use connect::{ConnectError, backend, builder, connect};
 #[cfg(feature = "consul")]
-pub use dlock_consul::{ConfigError as ConsulConfigError, Consul, ConsulOptions};
+pub use dlock_consul::{ConfigError as ConsulConfigError, Consul, ConsulOptions, consul_operations};
 pub use dlock_core::{
     BackendError, Capabilities, ClaimId, ErrorKind, FencingToken, Holder, Inspection, InvalidKey, InvalidRetryPolicy, Key, Limits,
-    LockBackend, Loss, Metadata, Published, ReservedName, RetryPolicy, SessionId, TtlRange,
+    LockBackend, Loss, Metadata, Mode, Ownership, Published, ReservedName, RetryPolicy, SessionId, TtlRange,
 };
 #[cfg(feature = "_etcd")]
 pub use dlock_etcd::{ConfigError as EtcdConfigError, Etcd, EtcdOptions};
 #[cfg(feature = "memory")]
 pub use dlock_testkit::memory::Memory;
 pub use election::{Election, Leadership};
-pub use error::{CheckError, InspectError, LockError, Lost, ReleaseUnknown, RunError, StoreError};
+pub use error::{CheckError, InspectError, LockError, Lost, OwnershipError, ReleaseUnknown, RunError, StoreError};
 pub use fence::{Fence, StaleToken};
 pub use guard::{LockGuard, ReleaseOutcome};
 pub use held::Held;
@@ -120,6 +122,8 @@ pub use locker::{Locker, LockerBuilder};
 pub use observe::{Leader, Observation};
 pub use options::InvalidOptions;
 pub use request::{LockRequest, TryRequest};
+pub use require::{Requirement, Unmet};
+pub use several::{AllGuard, AllHeld, LockAllRequest};
 pub use shutdown::{LeftBehind, ShutdownReport};
 /// What [`LockRequest::cancel_on`] takes and [`Held::cancellation`] gives.
 #[doc(no_inline)]

@@ -13,6 +13,8 @@ use crate::engine::Engine;
 use crate::error::{InspectError, LockError, StoreError};
 use crate::options::{self, InvalidOptions, LockerOptions, RequestOptions, Spawn};
 use crate::request::{LockRequest, TryRequest, Wanted};
+use crate::require::{Requirement, Unmet, require};
+use crate::several::{LockAllRequest, WantedAll};
 use crate::shutdown::{ShutdownReport, shut_down};
 
 /// The way to the locks of one store; cheap to clone, to be shared by the whole process.
@@ -110,6 +112,13 @@ impl Locker {
         TryRequest { wanted: self.want(key.as_ref()).with_permits(all) }
     }
 
+    /// Asks for the locks of several keys together; await the request to wait for all of them. Keys that are named twice are taken once. A bad key or
+    /// option is told then.
+    pub fn lock_all<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = K>) -> LockAllRequest {
+        let keys = keys.into_iter().map(|key| Key::new(key.as_ref()).map_err(LockError::Key)).collect();
+        LockAllRequest { wanted: WantedAll { locker: self.clone(), keys, options: RequestOptions::default() } }
+    }
+
     /// An election of one leader, by the lock of a key. A bad name or option is told when a campaign is awaited.
     pub fn election(&self, name: impl AsRef<str>) -> Election {
         Election::new(self.want(name.as_ref()))
@@ -118,6 +127,19 @@ impl Locker {
     fn want(&self, key: &str) -> Wanted {
         let key = Key::new(key).map_err(LockError::Key);
         Wanted { locker: self.clone(), key, options: RequestOptions::default() }
+    }
+
+    /// Makes sure that the store does what the program relies on, at start instead of at three in the morning. Sends nothing.
+    ///
+    /// ```
+    /// # use dlock::{Locker, Requirement};
+    /// # fn example(locker: &Locker) -> Result<(), dlock::Unmet> {
+    /// locker.require([Requirement::Fifo, Requirement::Shared])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn require(&self, what: impl IntoIterator<Item = Requirement>) -> Result<(), Unmet> {
+        require(what, self.handle.engine.backend.capabilities())
     }
 
     /// Who holds a key and, where the store knows, who waits for it; asks the store once.
@@ -183,11 +205,12 @@ pub struct LockerBuilder {
     /// The URL it came from, for messages.
     url: Option<String>,
     spawn: Spawn,
+    required: Vec<Requirement>,
 }
 
 impl LockerBuilder {
     pub(crate) fn new(backend: Arc<dyn LockBackend>) -> Self {
-        Self { backend, ttl: None, name: "dlock".to_owned(), url: None, spawn: Spawn::default() }
+        Self { backend, ttl: None, name: "dlock".to_owned(), url: None, spawn: Spawn::default(), required: Vec::new() }
     }
 
     pub(crate) fn at(mut self, url: String) -> Self {
@@ -208,6 +231,13 @@ impl LockerBuilder {
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// What the program relies on: [`build`](Self::build) and [`connect`](Self::connect) refuse a store that lacks any of it.
+    #[must_use]
+    pub fn require(mut self, what: impl IntoIterator<Item = Requirement>) -> Self {
+        self.required.extend(what);
         self
     }
 
@@ -235,6 +265,7 @@ impl LockerBuilder {
     pub fn build(self) -> Result<Locker, InvalidOptions> {
         let options = self.options_unchecked();
         options::validate_ttl(options.ttl, self.backend.capabilities())?;
+        require(self.required, self.backend.capabilities())?;
         Ok(Locker::with(self.backend, options))
     }
 

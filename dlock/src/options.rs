@@ -10,6 +10,8 @@ use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::require::Unmet;
+
 /// What holds for a whole locker.
 #[derive(Clone, Debug)]
 pub(crate) struct LockerOptions {
@@ -170,9 +172,15 @@ pub enum InvalidOptions {
         /// What was asked for.
         mode: Mode,
     },
+    /// No key to lock.
+    #[error("lock_all needs at least one key")]
+    NoKeys,
     /// One of no permits.
     #[error("the number of permits must be at least 1")]
     NoPermits,
+    /// The store lacks what the program relies on.
+    #[error(transparent)]
+    Unmet(#[from] Unmet),
     /// The retry policy contradicts itself.
     #[error(transparent)]
     Retry(#[from] InvalidRetryPolicy),

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::acquisition::acquire;
+use crate::engine::Engine;
 use crate::error::{LockError, RunError};
 use crate::guard::LockGuard;
 use crate::held::Held;
@@ -159,22 +160,28 @@ impl Wanted {
     async fn acquire(self, place: Place) -> Result<Option<LockGuard>, LockError> {
         let key = self.key?;
         let engine = self.locker.engine();
-        let capabilities = engine.backend.capabilities();
-        let (limits, mode) = (capabilities.limits, self.options.mode);
-        self.options.validate(engine.options.ttl)?;
-        if !capabilities.grants(mode) {
-            return Err(InvalidOptions::NotGranted { mode }.into());
-        }
-        if key.as_str().len() > limits.key_bytes {
-            return Err(InvalidOptions::KeyTooLong { bytes: key.as_str().len(), limit: limits.key_bytes }.into());
-        }
-        validate_metadata(&self.options.metadata, &engine.options.owner, limits)?;
+        check_request(&engine, &key, &self.options)?;
+        let mode = self.options.mode;
         let span = tracing::debug_span!("lock", %key, ?mode, ?place);
         // The locker lives at least as long as the acquisition, so that its sessions are not closed under it.
         let _alive = self.locker.clone();
         let grant = acquire(engine.clone(), key, place, self.options).instrument(span).await?;
         Ok(grant.map(|grant| LockGuard::new(grant, engine)))
     }
+}
+
+/// Refuses what cannot be followed, before anything is sent.
+pub(crate) fn check_request(engine: &Engine, key: &Key, options: &RequestOptions) -> Result<(), InvalidOptions> {
+    let (capabilities, mode) = (engine.backend.capabilities(), options.mode);
+    let limits = capabilities.limits;
+    options.validate(engine.options.ttl)?;
+    if !capabilities.grants(mode) {
+        return Err(InvalidOptions::NotGranted { mode });
+    }
+    if key.as_str().len() > limits.key_bytes {
+        return Err(InvalidOptions::KeyTooLong { bytes: key.as_str().len(), limit: limits.key_bytes });
+    }
+    validate_metadata(&options.metadata, &engine.options.owner, limits)
 }
 
 impl IntoFuture for LockRequest {

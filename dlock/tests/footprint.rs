@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock::{BackendError, Capabilities, FencingToken, Inspection, Key, LockBackend, Locker, Metadata};
 use dlock_core::{
-    Claim, ClockSource, Cursor, Granted, Holder, Interference, Place, Release, Renewal, Session, SessionId, SessionRequest,
-    Standing, TtlRange, Woken,
+    Claim, ClockSource, Cursor, Granted, Holder, Interference, Ownership, Place, Release, Renewal, Session, SessionId,
+    SessionRequest, Standing, Together, TtlRange, Woken,
 };
 
 #[global_allocator]
@@ -77,6 +77,14 @@ impl LockBackend for Generous {
     }
     async fn evict(&self, _: &Key, _: FencingToken) -> Result<bool, BackendError> {
         Err(BackendError::unsupported("evict"))
+    }
+
+    async fn claim_all(&self, _: &SessionId, _: &[Claim]) -> Result<Together, BackendError> {
+        Err(BackendError::unsupported("claim_all"))
+    }
+
+    fn ownership(&self, _: &SessionId, _: &Granted) -> Result<Ownership, BackendError> {
+        Err(BackendError::unsupported("ownership"))
     }
 }
 

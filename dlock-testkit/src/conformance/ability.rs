@@ -3,7 +3,7 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
-use dlock_core::{BackendError, Capabilities, Claim, Cursor, ErrorKind, FencingToken, Metadata, Mode, Order, Place};
+use dlock_core::{BackendError, Capabilities, Claim, Cursor, ErrorKind, FencingToken, Granted, Metadata, Mode, Order, Place};
 use tokio::time::timeout;
 
 use super::report::NotShown;
@@ -24,11 +24,13 @@ pub enum Ability {
     Lists,
     TellsChanges,
     Evicts,
+    ClaimsAtOnce,
+    GuardsWrites,
 }
 
 impl Ability {
     /// Each of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Fifo,
         Self::Shared,
         Self::Permits,
@@ -40,6 +42,8 @@ impl Ability {
         Self::Lists,
         Self::TellsChanges,
         Self::Evicts,
+        Self::ClaimsAtOnce,
+        Self::GuardsWrites,
     ];
 
     /// Whether it is declared.
@@ -56,6 +60,8 @@ impl Ability {
             Self::Lists => by.lists,
             Self::TellsChanges => by.tells_changes,
             Self::Evicts => by.evicts,
+            Self::ClaimsAtOnce => by.claims_at_once.is_some(),
+            Self::GuardsWrites => by.guards_writes,
         }
     }
 }
@@ -74,6 +80,8 @@ impl fmt::Display for Ability {
             Self::Lists => "lists",
             Self::TellsChanges => "tells_changes",
             Self::Evicts => "evicts",
+            Self::ClaimsAtOnce => "claims_at_once",
+            Self::GuardsWrites => "guards_writes",
         })
     }
 }
@@ -104,6 +112,15 @@ impl Stage {
             Ability::Lists => self.refused(backend.list(&self.prefix())).await,
             Ability::TellsChanges => self.refused(backend.changed(&claim.key, None)).await,
             Ability::Evicts => self.refused(backend.evict(&claim.key, FencingToken::new(1).expect("one is not zero"))).await,
+            Ability::ClaimsAtOnce => {
+                let claims = std::slice::from_ref(&claim);
+                self.refused(backend.claim_all(session, claims)).await;
+            }
+            Ability::GuardsWrites => {
+                let token = FencingToken::new(1).expect("one is not zero");
+                let granted = Granted { claim: claim.clone().into(), token };
+                self.refused(async { backend.ownership(session, &granted) }).await;
+            }
             // Nothing to call: that a session can be closed instead is shown of every store.
             Ability::Fences => {}
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dlock_core::{Key, LockBackend, SessionId};
+use dlock_core::{Key, LockBackend, Ownership, SessionId};
 
 /// A store under test, and what can be done to it and to the requests on their way there.
 ///
@@ -101,6 +101,11 @@ pub trait Harness: Send + Sync {
         Err(Hook::Restart)
     }
 
+    /// Writes something in a transaction of the store's own that is conditional on a grant; whether the store took it.
+    async fn write_if(&self, _ownership: &Ownership) -> Hooked<bool> {
+        Err(Hook::WriteIf)
+    }
+
     /// Starts a process that takes a key through dlock with [`short_ttl`](Self::short_ttl), and returns when it holds it.
     async fn second_process(&self, _key: &Key) -> Hooked<Box<dyn SecondProcess>> {
         Err(Hook::SecondProcess)
@@ -125,6 +130,7 @@ pub enum Hook {
     Fail,
     Freeze,
     Restart,
+    WriteIf,
     SecondProcess,
 }
 
@@ -142,6 +148,7 @@ impl fmt::Display for Hook {
             Self::Fail => "fail",
             Self::Freeze => "freeze",
             Self::Restart => "restart",
+            Self::WriteIf => "write_if",
             Self::SecondProcess => "second_process",
         })
     }

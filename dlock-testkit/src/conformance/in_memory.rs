@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dlock_core::{Key, LockBackend, SessionId};
+use dlock_core::{Key, LockBackend, Ownership, SessionId};
 
 use super::harness::{Harness, Hook, Hooked, Sent, UnderWay};
 use super::line::Line;
@@ -100,6 +100,10 @@ impl Harness for InMemory {
     async fn put_foreign(&self, key: &Key, value: &str) -> Hooked {
         self.memory.control().put_foreign(key, value);
         Ok(())
+    }
+
+    async fn write_if(&self, ownership: &Ownership) -> Hooked<bool> {
+        Ok(self.memory.control().owns(ownership))
     }
 
     /// All of them: the store belongs to one case, and does not keep whose session is whose.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Claim, Cursor, ErrorKind, FencingToken, Granted, Holder, Inspection, Interference, Key,
-    LockBackend, Metadata, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Woken,
+    LockBackend, Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use tokio::sync::watch;
 
@@ -135,6 +135,14 @@ impl LockBackend for Line {
 
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
         self.carry(self.inner.evict(key, token)).await
+    }
+
+    async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
+        self.carry(self.inner.claim_all(session, claims)).await
+    }
+
+    fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
+        self.inner.ownership(session, granted)
     }
 }
 

@@ -171,7 +171,16 @@ macro_rules! conformance_cases {
             }
             modes {
                 shared_claims_keep_out_exclusive_ones_only,
+                a_waiting_exclusive_claim_stops_later_shared_ones,
+                those_who_wait_to_share_are_let_in_together,
                 permits_are_granted_up_to_their_number,
+                whichever_permit_is_given_back_goes_to_the_first_in_line,
+                one_of_many_permits_is_waited_for,
+                permits_and_exclusive_claims_keep_one_another_out,
+                permits_of_another_number_are_a_conflict,
+                a_claim_beside_others_asked_again_is_one_grant,
+                a_permit_claimed_too_late_has_no_effect,
+                one_of_several_holders_is_evicted,
             }
             wait {
                 a_release_ends_a_wait,
@@ -269,6 +278,17 @@ macro_rules! conformance_cases {
                 a_change_between_two_questions_is_told,
                 only_the_present_grant_is_evicted,
                 whoever_was_evicted_can_claim_again,
+            }
+            several {
+                free_keys_are_taken_at_once,
+                one_taken_key_refuses_all_and_leaves_nothing,
+                claims_asked_again_get_the_same_tokens,
+                claims_whose_reply_was_lost_are_undone_one_by_one,
+                claims_that_arrive_after_their_releases_have_no_effect,
+                an_ended_session_takes_none_of_them,
+                what_cannot_be_taken_at_once_is_refused,
+                a_write_is_taken_from_the_present_holder_only,
+                a_write_is_taken_after_an_amendment,
             }
             faults {
                 a_claim_into_a_cut_line_is_not_answered_and_undone_later,

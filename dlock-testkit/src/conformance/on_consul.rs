@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dlock_core::{Key, LockBackend, SessionId};
+use dlock_core::{Key, LockBackend, Ownership, SessionId};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -161,6 +161,20 @@ impl Harness for OnConsul {
     async fn put_foreign(&self, key: &Key, value: &str) -> Hooked {
         self.operate("PUT", &format!("/v1/kv/{key}?flags=7"), value).await;
         Ok(())
+    }
+
+    async fn write_if(&self, ownership: &Ownership) -> Hooked<bool> {
+        let key = format!("data/{}", ownership.key);
+        let Ownership { key: lock, session, revision, .. } = ownership;
+        let ops = serde_json::json!([
+            {"KV": {"Verb": "check-session", "Key": lock, "Session": session.as_str()}},
+            {"KV": {"Verb": "check-index", "Key": lock, "Index": revision}},
+            // "written"
+            {"KV": {"Verb": "set", "Key": key, "Value": "d3JpdHRlbg=="}},
+        ]);
+        let reply = http(self.server, "PUT", "/v1/txn", &[], &ops.to_string()).await.expect("the agent must answer an operator");
+        assert!(matches!(reply.status, 200 | 409), "{}", reply.body);
+        Ok(reply.status == 200)
     }
 
     async fn sessions(&self, owner: &str) -> Hooked<usize> {

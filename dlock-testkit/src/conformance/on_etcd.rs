@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dlock_core::{Key, LockBackend, SessionId};
+use dlock_core::{Key, LockBackend, Ownership, SessionId};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -233,6 +233,11 @@ impl Harness for OnEtcd {
         let over = held.map_or_else(|| format!("{key}/foreign").into_bytes(), |entry| entry.key);
         self.gateway().put(over, value, 0).await.expect("etcd must answer an operator");
         Ok(())
+    }
+
+    async fn write_if(&self, ownership: &Ownership) -> Hooked<bool> {
+        let (made, key) = ((ownership.key.as_str(), ownership.revision), format!("data/{}", ownership.key));
+        Ok(self.gateway().put_if(made, key, "written by a holder").await.expect("etcd must answer an operator"))
     }
 
     /// Leases carry no owner: all that this harness's clients asked for are counted, which are of one owner in any case.

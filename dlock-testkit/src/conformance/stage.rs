@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::{
-    Claim, ClaimId, FencingToken, Granted, Key, LockBackend, Metadata, Mode, Order, Place, Release, SessionId, SessionRequest,
-    Standing,
+    Claim, ClaimId, FencingToken, Granted, Key, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, SessionId,
+    SessionRequest, Standing,
 };
 
 use super::harness::{Harness, Hook, Hooked, SecondProcess, Sent, UnderWay};
@@ -64,6 +64,11 @@ impl Stage {
             acquired_at: "2026-01-01T00:00:00Z".into(),
             metadata: Some(Arc::new(metadata)),
         }
+    }
+
+    /// Another claim for the key of this one.
+    pub fn claim_like(&self, claim: &Claim) -> Claim {
+        Claim { id: ClaimId::from_bits(fastrand::u128(..)), ..claim.clone() }
     }
 
     /// A new client with a session that no case outlives.
@@ -169,6 +174,11 @@ impl Stage {
     /// See [`Harness::restart`].
     pub async fn restart(&self) -> Result<(), NotShown> {
         self.hooked(Hook::Restart, self.harness.restart().await)
+    }
+
+    /// See [`Harness::write_if`].
+    pub async fn write_if(&self, ownership: &Ownership) -> Result<bool, NotShown> {
+        self.hooked(Hook::WriteIf, self.harness.write_if(ownership).await)
     }
 
     /// See [`Harness::second_process`].

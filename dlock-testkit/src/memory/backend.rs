@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Place, Published, Release, Renewal, Session,
-    SessionId, SessionRequest, Standing, TtlRange, Woken,
+    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Published, Release,
+    Renewal, Session, SessionId, SessionRequest, Standing, Together, TtlRange, Woken,
 };
 
 use super::control::{Call, Control};
@@ -162,6 +162,8 @@ impl MemoryBuilder {
         capabilities.lists = true;
         capabilities.tells_changes = true;
         capabilities.evicts = true;
+        capabilities.claims_at_once = Some(32);
+        capabilities.guards_writes = true;
         if self.rules.profile == Profile::Queue {
             capabilities.order = Order::Fifo;
             capabilities.claims_per_key = ClaimsPerKey::Many;
@@ -334,6 +336,35 @@ impl LockBackend for Memory {
 
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
         self.change(Call::Evict, ChangedBy::Operator, |store| store.evict_grant(key, token)).await
+    }
+
+    async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
+        claims.iter().try_for_each(|claim| self.shared.check(claim))?;
+        self.capabilities().check_together(claims)?;
+        let claims: Vec<_> = claims.iter().cloned().map(Arc::new).collect();
+        for _ in 0..2 {
+            let guarded = |claim: &Arc<Claim>| (Arc::clone(claim), self.shared.read(|store| store.guard(&claim.key)));
+            let guarded: Vec<_> = claims.iter().map(guarded).collect();
+            let absent = guarded.iter().filter(|(_, guard)| *guard == Guard::Index(0));
+            let first: Vec<_> = absent.map(|(claim, _)| claim.id).filter(|id| self.shared.unfenced().insert(*id)).collect();
+            let answer = self.send(Call::Claim, Request::ClaimAll { session: session.clone(), claims: guarded }).await;
+            if answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous) {
+                for id in &first {
+                    self.shared.unfenced().remove(id);
+                }
+            }
+            match answer? {
+                Reply::Together(together) => return Ok(together),
+                Reply::Conflict(with) => return Err(conflict(&claims[0], with)),
+                Reply::GuardFailed => {}
+                reply => return Err(mismatched(&reply)),
+            }
+        }
+        Err(BackendError::new(ErrorKind::Transient, "a key changed while it was claimed"))
+    }
+
+    fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
+        Ok(Ownership::new(granted.claim.key.as_str(), session.clone(), granted.token.get()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, ErrorKind, FencingToken, Key, Mode, Moment, Place, SessionId, Standing};
+use dlock_core::{Claim, ClaimId, ErrorKind, FencingToken, Key, Mode, Moment, Ownership, Place, SessionId, Standing};
 
 use super::network::ChangedBy;
 use super::request::{GrantRecord, Reply, Request};
@@ -209,6 +209,11 @@ impl Control {
     /// Every claim that has anything at the store: what must be empty when nothing is left behind.
     pub fn claims(&self) -> Vec<(Key, SessionId, ClaimId)> {
         self.shared.read(Store::claims)
+    }
+
+    /// Whether this is the condition of a present grant, as a transaction of the store's would find.
+    pub fn owns(&self, ownership: &Ownership) -> bool {
+        self.shared.read(|store| store.owns(ownership))
     }
 
     /// Every grant of a key so far, in order.

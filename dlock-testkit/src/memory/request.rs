@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, FencingToken, Metadata, Mode, Place, Release, SessionId, Standing};
+use dlock_core::{Claim, ClaimId, FencingToken, Metadata, Mode, Place, Release, SessionId, Standing, Together};
 
 /// Which real store the rules are taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +70,13 @@ pub enum Request {
         /// What must still be so.
         guard: Guard,
     },
+    /// Take several keys, or none.
+    ClaimAll {
+        /// With this session.
+        session: SessionId,
+        /// The claims, with what must still be so for each.
+        claims: Vec<(Arc<Claim>, Guard)>,
+    },
     /// Ask for the standing of a kept place.
     Confirm {
         /// With this session.
@@ -98,12 +105,13 @@ pub enum Request {
 }
 
 impl Request {
-    /// The claim it is about, if it is about one.
+    /// The claim it is about, if it is about any; the first of several.
     pub fn claim(&self) -> Option<&Claim> {
         match self {
             Self::Claim { claim, .. } | Self::Confirm { claim, .. } | Self::Amend { claim, .. } | Self::Release { claim, .. } => {
                 Some(claim)
             }
+            Self::ClaimAll { claims, .. } => claims.first().map(|(claim, _)| &**claim),
             Self::Open { .. } | Self::Renew(_) | Self::Close(_) => None,
         }
     }
@@ -122,6 +130,8 @@ pub enum Reply {
     Closed,
     /// How the claim stands.
     Standing(Standing),
+    /// How several claims stand.
+    Together(Together),
     /// The guard did not hold; nothing was changed, and the client should look again.
     GuardFailed,
     /// The key is used for something else, or its holders hold permits of another number; nothing was changed.

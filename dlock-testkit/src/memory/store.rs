@@ -7,8 +7,8 @@ use std::time::Duration;
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Metadata, Mode, Moment, Place, Published, Release, Room, SessionId,
-    Standing, Woken,
+    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Metadata, Mode, Moment, Ownership, Place, Published, Release, Room,
+    SessionId, Standing, Together, Woken,
 };
 
 use super::request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
@@ -101,6 +101,7 @@ impl Store {
                 Reply::Closed
             }
             Request::Claim { session, claim, place, guard } => self.claim(session, claim, *place, *guard, now),
+            Request::ClaimAll { session, claims } => self.claim_all(session, claims, now),
             Request::Confirm { session, claim } => self.confirm(session, claim),
             Request::Amend { session, claim, published, amendments } => self.amend(session, claim, published, *amendments),
             Request::Release { session, claim } => Reply::Released(self.release(session, claim)),
@@ -241,6 +242,45 @@ impl Store {
         }
     }
 
+    /// Grants all of these, or none.
+    fn claim_all(&mut self, session: &SessionId, claims: &[(Arc<Claim>, Guard)], now: Moment) -> Reply {
+        if !self.sessions.contains_key(session) {
+            return Reply::Together(Together::SessionGone);
+        }
+        if claims.iter().all(|(claim, _)| self.holds(session, claim)) {
+            return Reply::Together(Together::Held { tokens: self.tokens(session, claims) });
+        }
+        let free = KeyState::default();
+        for (refused, (claim, guard)) in claims.iter().enumerate() {
+            let state = self.keys.get(&claim.key).unwrap_or(&free);
+            if state.foreign.is_some() {
+                return Reply::Conflict(None);
+            }
+            let slot = self.rules.profile == Profile::Slot;
+            let holder = state.line.first().filter(|holder| !slot || holder.session != *session);
+            let over = self.tombstones.contains(&(session.clone(), claim.id));
+            if holder.is_some() || over || self.delays.contains_key(&claim.key) {
+                return Reply::Together(Together::Busy { claim: refused, holder: holder.map(Entry::holder) });
+            }
+            if slot && *guard != self.guard(&claim.key) {
+                return Reply::GuardFailed;
+            }
+        }
+        for (claim, guard) in claims {
+            self.claim(session, claim, Place::Try, *guard, now);
+        }
+        Reply::Together(Together::Held { tokens: self.tokens(session, claims) })
+    }
+
+    /// The tokens of claims that hold.
+    fn tokens(&self, session: &SessionId, claims: &[(Arc<Claim>, Guard)]) -> Vec<FencingToken> {
+        let token = |claim: &Claim| {
+            let state = self.keys.get(&claim.key)?;
+            Some(state.line[state.place(session, claim.id)?].token)
+        };
+        claims.iter().filter_map(|(claim, _)| token(claim)).collect()
+    }
+
     fn confirm(&self, session: &SessionId, claim: &Claim) -> Reply {
         if !self.sessions.contains_key(session) {
             return Reply::Standing(Standing::SessionGone);
@@ -345,6 +385,15 @@ impl Store {
     pub fn holds(&self, session: &SessionId, claim: &Claim) -> bool {
         let held = |state: &KeyState| state.place(session, claim.id).is_some_and(|place| state.is_held(place));
         self.keys.get(&claim.key).is_some_and(held)
+    }
+
+    /// Whether this is the condition of a present grant.
+    pub fn owns(&self, ownership: &Ownership) -> bool {
+        let held = |state: &KeyState| {
+            let mut holders = state.holders().iter();
+            holders.any(|entry| entry.session == ownership.session && entry.token.get() == ownership.revision)
+        };
+        Key::new(&ownership.key).is_ok_and(|key| self.keys.get(&key).is_some_and(held))
     }
 
     /// The session and claim that hold a key; the first of several.

@@ -56,6 +56,18 @@ impl EtcdGateway {
         self.ask("/v3/kv/put", &request).await.map(drop)
     }
 
+    /// Puts a key if another was made at this revision and is still there; whether it was.
+    pub async fn put_if(&self, made: (&str, u64), key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> io::Result<bool> {
+        let (condition, revision) = made;
+        let request = json!({
+            "compare": [{ "key": encode(condition), "target": "CREATE", "result": "EQUAL", "create_revision": revision.to_string() }],
+            "success": [{ "request_put": { "key": encode(key), "value": encode(value) } }],
+        });
+        let reply = self.ask("/v3/kv/txn", &request).await?;
+        // What is false is left out.
+        Ok(reply["succeeded"].as_bool().unwrap_or(false))
+    }
+
     /// Deletes a key; how many keys that were.
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> io::Result<i64> {
         let reply = self.ask("/v3/kv/deleterange", &json!({ "key": encode(key) })).await?;

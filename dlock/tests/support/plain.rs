@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Claim, Cursor, FencingToken, Granted, Holder, Inspection, Interference, Key, LockBackend, Metadata,
-    Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Woken,
+    Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use dlock_testkit::memory::Memory;
 
@@ -83,5 +83,13 @@ impl LockBackend for Plain {
 
     async fn evict(&self, _: &Key, _: FencingToken) -> Result<bool, BackendError> {
         Err(BackendError::unsupported("evict"))
+    }
+
+    async fn claim_all(&self, _: &SessionId, _: &[Claim]) -> Result<Together, BackendError> {
+        Err(BackendError::unsupported("claim_all"))
+    }
+
+    fn ownership(&self, _: &SessionId, _: &Granted) -> Result<Ownership, BackendError> {
+        Err(BackendError::unsupported("ownership"))
     }
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, Claim, ClaimId, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint,
-    Holder, Inspection, Interference, Key, LockBackend, Metadata, Place, Published, Release, Renewal, Session, SessionId,
-    SessionRequest, Standing, TtlRange, Woken,
+    Holder, Inspection, Interference, Key, LockBackend, Metadata, Ownership, Place, Published, Release, Renewal, Session,
+    SessionId, SessionRequest, Standing, Together, TtlRange, Woken,
 };
 
 use crate::server::send;
@@ -198,5 +198,13 @@ impl LockBackend for Backend {
 
     async fn evict(&self, _: &Key, _: FencingToken) -> Result<bool, BackendError> {
         Err(BackendError::unsupported("evict"))
+    }
+
+    async fn claim_all(&self, _: &SessionId, _: &[Claim]) -> Result<Together, BackendError> {
+        Err(BackendError::unsupported("claim_all"))
+    }
+
+    fn ownership(&self, _: &SessionId, _: &Granted) -> Result<Ownership, BackendError> {
+        Err(BackendError::unsupported("ownership"))
     }
 }

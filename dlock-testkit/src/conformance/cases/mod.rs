@@ -11,6 +11,7 @@ mod optional;
 mod queue;
 mod release;
 mod session;
+mod several;
 mod tokens;
 mod wait;
 
@@ -37,6 +38,7 @@ mod tests {
             include_str!("queue.rs"),
             include_str!("release.rs"),
             include_str!("session.rs"),
+            include_str!("several.rs"),
             include_str!("tokens.rs"),
             include_str!("wait.rs"),
         ];

@@ -2,25 +2,29 @@
 //!
 //! `lock` -> [`acquire`] -> `drive` (asks [`Acquire::step`] what to do) -> `perform` (one action, one call) -> the backend.
 
+mod attempt;
+mod several;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-#[cfg(dlock_planted)]
-use dlock_core::planted::Bug;
 use dlock_core::{
-    Acquire, AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, ClaimsPerKey,
-    FencingToken, Hint, Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, SessionId, Standing, Verdict, Woken,
+    AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, ClaimsPerKey, FencingToken, Hint,
+    Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, Standing, Verdict, Woken,
 };
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, OptionFuture};
+use futures_util::future::OptionFuture;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use several::acquire_all;
+
+use self::attempt::{Answer, Attempt, Seat, over};
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
 use crate::gate::Pass;
 use crate::grant::{Grant, HoldLimits};
 use crate::options::{HEAD_START, LEAST_ATTEMPT, LONGEST_WAIT, REPORT_HELD_AFTER, REPORT_WAITING_AFTER, RequestOptions, TRY_LIMIT};
-use crate::session::{Enrolled, Owed, Session};
+use crate::session::Session;
 use crate::stage::Stage;
 
 /// Acquires a key, or says why not; `None` when it was only tried and another holds it.
@@ -38,21 +42,7 @@ pub(crate) async fn acquire(
     // What an ended runtime left undone may be what keeps the gate closed.
     engine.keep_all();
     let started = engine.clock.now();
-    let limit = if place == Place::Try { Some(TRY_LIMIT) } else { options.wait_at_most };
-    let mut acquisition = Acquisition {
-        metadata: (!options.metadata.is_empty()).then(|| Arc::new(options.metadata.clone())),
-        acquired_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
-        cancelled: options.cancel_on.clone().unwrap_or_default(),
-        deadline: limit.map(|limit| started.plus(limit)),
-        report_at: started.plus(REPORT_WAITING_AFTER),
-        engine,
-        key,
-        place,
-        options,
-        started,
-        holder: None,
-        error: None,
-    };
+    let mut acquisition = Acquisition::new(engine, key, place, options, started);
     let outcome = acquisition.contend().await;
     if let Err(error) = &outcome {
         tracing::debug!(key = %acquisition.key, %error, "not acquired");
@@ -102,44 +92,71 @@ struct Acquisition {
 }
 
 impl Acquisition {
+    fn new(engine: Arc<Engine>, key: Key, place: Place, options: RequestOptions, started: Moment) -> Self {
+        let limit = if place == Place::Try { Some(TRY_LIMIT) } else { options.wait_at_most };
+        Self {
+            metadata: (!options.metadata.is_empty()).then(|| Arc::new(options.metadata.clone())),
+            acquired_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
+            cancelled: options.cancel_on.clone().unwrap_or_default(),
+            deadline: limit.map(|limit| started.plus(limit)),
+            report_at: started.plus(REPORT_WAITING_AFTER),
+            engine,
+            key,
+            place,
+            options,
+            started,
+            holder: None,
+            error: None,
+        }
+    }
+
     async fn contend(&mut self) -> Result<Option<Arc<Grant>>, LockError> {
         let mut tried = false;
         loop {
-            // Once it has tried, what keeps the gate closed may be what it has itself to undo.
             let pass = if self.is_gated() {
+                // Once it has tried, what keeps the gate closed may be what it has itself to undo.
                 let Some(pass) = self.pass(tried).await? else { return Ok(None) };
                 Some(pass)
             } else {
                 None
             };
             tried = true;
-            let plan = AcquirePlan {
-                place: self.place,
-                retry: self.options.retry,
-                deadline: self.deadline,
-                attempt: Lease::attempt(self.engine.options.ttl).max(LEAST_ATTEMPT),
-                longest_wait: LONGEST_WAIT,
+            let Some((attempt, token)) = self.hold(pass).await? else { return Ok(None) };
+            // Granted with a session that is not believed any more: it is given back, and another is tried.
+            let Some(grant) = attempt.into_grant(token, self.limits()) else {
+                tokio::task::yield_now().await;
+                continue;
             };
-            let mut attempt = Attempt { machine: Acquire::new(plan), pass, seat: None, call: None, claiming: false };
-            match self.drive(&mut attempt).await? {
-                // Granted with a session that is not believed any more: it is given back, and another is tried.
-                Verdict::Held { token } => match attempt.into_grant(token, self.limits()) {
-                    Some(grant) => {
-                        let waited = self.engine.clock.now().saturating_since(self.started);
-                        tracing::debug!(key = %self.key, %token, ?waited, "acquired");
-                        return Ok(Some(grant));
-                    }
-                    None => tokio::task::yield_now().await,
-                },
-                Verdict::Busy => return Ok(None),
-                Verdict::TimedOut => return Err(self.timed_out()),
-                Verdict::Stopped => return Err(LockError::ShutDown),
-                Verdict::Failed(_) if attempt.seat.is_none() => return Err(LockError::NoSession { cause: self.error.take() }),
-                Verdict::Failed(kind) => {
-                    let unknown = || StoreError::new(BackendError::new(kind, "the store gave no reason"));
-                    let cause = self.error.take().unwrap_or_else(unknown);
-                    return Err(LockError::Store { key: self.key.clone(), cause });
-                }
+            let waited = self.engine.clock.now().saturating_since(self.started);
+            tracing::debug!(key = %self.key, %token, ?waited, "acquired");
+            return Ok(Some(grant));
+        }
+    }
+
+    fn attempt(&self, pass: Option<Pass>) -> Attempt {
+        let plan = AcquirePlan {
+            place: self.place,
+            retry: self.options.retry,
+            deadline: self.deadline,
+            attempt: Lease::attempt(self.engine.options.ttl).max(LEAST_ATTEMPT),
+            longest_wait: LONGEST_WAIT,
+        };
+        Attempt::new(plan, pass)
+    }
+
+    /// One run of the machine: what holds the key, and its number; `None` when it was only tried and another has it.
+    async fn hold(&mut self, pass: Option<Pass>) -> Result<Option<(Attempt, FencingToken)>, LockError> {
+        let mut attempt = self.attempt(pass);
+        match self.drive(&mut attempt).await? {
+            Verdict::Held { token } => Ok(Some((attempt, token))),
+            Verdict::Busy => Ok(None),
+            Verdict::TimedOut => Err(self.timed_out()),
+            Verdict::Stopped => Err(LockError::ShutDown),
+            Verdict::Failed(_) if attempt.seat.is_none() => Err(LockError::NoSession { cause: self.error.take() }),
+            Verdict::Failed(kind) => {
+                let unknown = || StoreError::new(BackendError::new(kind, "the store gave no reason"));
+                let cause = self.error.take().unwrap_or_else(unknown);
+                Err(LockError::Store { key: self.key.clone(), cause })
             }
         }
     }
@@ -216,7 +233,7 @@ impl Acquisition {
             biased;
             Some(answer) = call => self.hear(answer, &seat.session),
             // The call stays under way: it is heard out before its claim is undone.
-            () = seat.over() => return Ok(AcquireEvent::SessionLost),
+            () = over(&seat.session) => return Ok(AcquireEvent::SessionLost),
             error = self.interrupted(None) => return Err(error),
             () = clock.sleep_until(until) => AcquireEvent::Elapsed,
         };
@@ -246,7 +263,7 @@ impl Acquisition {
                         acquired_at: Arc::clone(&self.acquired_at),
                         metadata: self.metadata.clone(),
                     });
-                    attempt.seat = Some(Seat { session, id, claim, _enrolled: enrolled });
+                    attempt.seat = Some(Seat { session, id, claim, enrolled });
                     return Ok(AcquireEvent::SessionReady);
                 }
                 Stage::Opening { failures, error: Some(error) } if failures > failed => {
@@ -347,85 +364,5 @@ impl Acquisition {
             release_from: now.plus(options.hold_at_least),
             report_at: now.plus(REPORT_HELD_AFTER),
         }
-    }
-}
-
-/// What a call to the store brought.
-enum Answer {
-    Standing(Result<Standing, BackendError>),
-    Woken(Result<Woken, BackendError>),
-}
-
-/// One run of the machine; undone when dropped, unless it became a grant.
-struct Attempt {
-    machine: Acquire,
-    pass: Option<Pass>,
-    seat: Option<Seat>,
-    call: Option<BoxFuture<'static, Answer>>,
-    /// Whether the call under way is one that may change the store.
-    claiming: bool,
-}
-
-/// The session an attempt claims with, and its claim there.
-struct Seat {
-    session: Arc<Session>,
-    id: SessionId,
-    claim: Arc<Claim>,
-    _enrolled: Enrolled,
-}
-
-impl Seat {
-    /// Returns when the session is not believed any more.
-    async fn over(&self) {
-        while let (Stage::Ready(_), look) = self.session.stages.look() {
-            self.session.stages.moved_since(look).await;
-        }
-    }
-}
-
-impl Attempt {
-    fn into_grant(mut self, token: FencingToken, limits: HoldLimits) -> Option<Arc<Grant>> {
-        let seat = self.seat.as_ref()?;
-        match seat.session.grant(Arc::clone(&seat.claim), token, limits, self.machine.is_unanswered(), self.pass.take()) {
-            Ok(grant) => {
-                self.seat = None;
-                Some(grant)
-            }
-            Err(pass) => {
-                self.pass = pass;
-                None
-            }
-        }
-    }
-
-    /// Gives up the session it has, but not its turn at the gate: what it claimed is undone beside.
-    fn leave_seat(&mut self) {
-        if let Some(seat) = self.seat.take() {
-            self.owe(&seat, None);
-        }
-    }
-
-    fn owe(&mut self, seat: &Seat, pass: Option<Pass>) {
-        if !self.machine.owes_release() {
-            return;
-        }
-        // A wait changes nothing at the store; only a claim is worth hearing out.
-        let under_way = self.call.take().filter(|_| self.claiming).map(|call| call.map(drop).boxed());
-        let unanswered = self.machine.is_unanswered();
-        seat.session.owe();
-        seat.session.hand_in(Owed { claim: Arc::clone(&seat.claim), pass, under_way, from: Moment::ORIGIN, unanswered });
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        let Some(seat) = self.seat.take() else { return };
-        #[cfg(dlock_planted)]
-        if Bug::DropForgets.is_on() {
-            return;
-        }
-        self.machine.step(AcquireEvent::Stopped, Moment::ORIGIN, Chance::MIDDLE);
-        let pass = self.pass.take();
-        self.owe(&seat, pass);
     }
 }
