@@ -46,16 +46,17 @@ impl Shared {
         }
         let (mut ours_first, mut refused) = (Vec::new(), None);
         for (place, claim) in claims.iter().enumerate() {
-            let head = self.head(&claim.key, reply.next()).await?;
-            if let Some(head) = &head {
-                no_conflict(&claim.key, head)?;
-            }
-            match head {
-                Some(head) if head.key == self.layout.entry(lease, claim) => ours_first.push((ours(claim), head.created)),
-                other => _ = refused.get_or_insert((place, other)),
+            let Some(head) = self.head(&claim.key, reply.next()).await? else { continue };
+            no_conflict(&claim.key, &head)?;
+            if head.key == self.layout.entry(lease, claim) {
+                ours_first.push((ours(claim), head.created));
+            } else if refused.is_none() {
+                refused = Some((place, head.holder()));
             }
         }
-        let Some((claim, head)) = refused else { return self.all_granted(ours_first) };
+        if ours_first.len() == claims.len() {
+            return self.all_granted(ours_first);
+        }
         if !ours_first.is_empty() {
             // An earlier copy was applied, and something was taken away since: each is to be found out by itself.
             return Err(BackendError::new(ErrorKind::Ambiguous, "claiming several keys: some of them are held already"));
@@ -63,7 +64,9 @@ impl Shared {
         for claim in claims {
             self.notes().left_nothing(claim.id);
         }
-        Ok(Together::Busy { claim, holder: head.map(|head| head.holder()) })
+        // Where nobody is in line, one of them was released before.
+        let (claim, holder) = refused.map_or((0, None), |(place, holder)| (place, Some(holder)));
+        Ok(Together::Busy { claim, holder })
     }
 
     /// The grants of entries that are first in their lines.
