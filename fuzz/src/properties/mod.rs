@@ -5,7 +5,7 @@
 
 // Included, so that what reads the environment need not be public.
 #[allow(dead_code)]
-#[path = "../../../dlock-consul/src/config.rs"]
+#[path = "../../../dlock-consul/src/config/mod.rs"]
 mod config;
 mod consul;
 mod consul_answers;

@@ -1,0 +1,175 @@
+//! What the environment says, as Consul's own tools read it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::{ConfigError, ConsulOptions};
+
+impl ConsulOptions {
+    /// Options from the environment, as Consul's own tools read it; an empty variable counts as unset.
+    ///
+    /// `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE` (wins over the token), `CONSUL_HTTP_AUTH`, `CONSUL_HTTP_SSL`,
+    /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`. Unlike Go's client, a switch that cannot be read is an error, not "false".
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_lookup(environment(&SUPPORTED)?)
+    }
+
+    pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let options = Self::but_address(&lookup)?;
+        match lookup("CONSUL_HTTP_ADDR").filter(|address| !address.is_empty()) {
+            Some(address) => options.address(&address),
+            None => Ok(options),
+        }
+    }
+
+    /// All that the environment says, except where Consul is.
+    fn but_address(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
+        let mut options = Self::default();
+        for name in UNSUPPORTED {
+            if get(name).is_some() {
+                return Err(ConfigError::Unsupported { name });
+            }
+        }
+        options.tls = switch("CONSUL_HTTP_SSL", &get)?.unwrap_or(false);
+        options = options.address(Self::DEFAULT_URL)?;
+        if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", &get)? {
+            options.verify = verify;
+        }
+        options.ca_certificate = get("CONSUL_CACERT").map(PathBuf::from);
+        options.token = get("CONSUL_HTTP_TOKEN");
+        if let Some(path) = get("CONSUL_HTTP_TOKEN_FILE") {
+            options = options.token_file(path)?;
+        }
+        if let Some(auth) = get("CONSUL_HTTP_AUTH") {
+            let (user, password) = auth.split_once(':').unwrap_or((&auth, ""));
+            options.basic_auth = Some((user.to_owned(), password.to_owned()));
+        }
+        Ok(options)
+    }
+
+    /// Options from the environment, with the address from a URL: `consul://host:port`, `consul+https://host:port` or
+    /// `consul+unix:///path`. Without a port it is 8500, over TLS 8501. `CONSUL_HTTP_ADDR` is not looked at; `CONSUL_HTTP_SSL` turns
+    /// `consul://` into TLS as well.
+    pub fn from_url(url: &str) -> Result<Self, ConfigError> {
+        let but_address: Vec<_> = SUPPORTED.into_iter().filter(|name| *name != "CONSUL_HTTP_ADDR").collect();
+        Self::but_address(environment(&but_address)?)?.at_url(url)
+    }
+}
+
+/// Variables of Consul's tools that are read.
+const SUPPORTED: [&str; 7] = [
+    "CONSUL_HTTP_ADDR",
+    "CONSUL_HTTP_TOKEN",
+    "CONSUL_HTTP_TOKEN_FILE",
+    "CONSUL_HTTP_AUTH",
+    "CONSUL_HTTP_SSL",
+    "CONSUL_HTTP_SSL_VERIFY",
+    "CONSUL_CACERT",
+];
+
+/// Variables of Consul's tools that change where requests go or how they are signed; ignoring one silently would be wrong.
+const UNSUPPORTED: [&str; 6] =
+    ["CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_CAPATH", "CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
+
+/// The environment, once it is sure that all that is read of it is text: what cannot be read must not count as unset.
+fn environment(read: &[&'static str]) -> Result<impl Fn(&str) -> Option<String> + use<>, ConfigError> {
+    match unreadable(read, |name| std::env::var_os(name)) {
+        Some(name) => Err(ConfigError::NotUnicode { name }),
+        None => Ok(|name: &str| std::env::var(name).ok()),
+    }
+}
+
+fn unreadable(read: &[&'static str], lookup: impl Fn(&str) -> Option<OsString>) -> Option<&'static str> {
+    let known = read.iter().chain(&UNSUPPORTED).copied();
+    known.into_iter().find(|name| lookup(name).is_some_and(|value| value.to_str().is_none()))
+}
+
+fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<Option<bool>, ConfigError> {
+    match get(name).as_deref() {
+        None => Ok(None),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
+        Some(_) => Err(ConfigError::Switch { name }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn from(pairs: &[(&str, &str)]) -> Result<ConsulOptions, ConfigError> {
+        ConsulOptions::from_lookup(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_cannot_be_read_is_not_taken_for_unset() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let garbled = |name: &str| (name == "CONSUL_CACERT").then(|| OsString::from_vec(vec![b'/', 0xFF]));
+        assert_eq!(unreadable(&SUPPORTED, garbled), Some("CONSUL_CACERT"));
+        assert_eq!(unreadable(&SUPPORTED[..1], |_| Some(OsString::from("text"))), None);
+    }
+
+    #[test]
+    fn nothing_set_means_the_local_agent() {
+        let options = from(&[("CONSUL_HTTP_ADDR", ""), ("CONSUL_HTTP_TOKEN", "")]).unwrap();
+        assert_eq!(options.address.to_string(), "http://127.0.0.1:8500");
+        assert!(options.token.is_none() && options.verify);
+    }
+
+    #[test]
+    fn once_tls_is_asked_for_no_address_goes_without() {
+        for address in ["consul:8501", "http://consul:8501"] {
+            let options = from(&[("CONSUL_HTTP_SSL", "1"), ("CONSUL_HTTP_ADDR", address)]).unwrap();
+            assert_eq!(options.address.to_string(), "https://consul:8501");
+        }
+        let options = from(&[("CONSUL_HTTP_SSL", "1")]).unwrap();
+        assert_eq!(options.address.to_string(), "https://127.0.0.1:8500");
+        assert_eq!(options.clone().address("http://other:80").unwrap().address.to_string(), "https://other:80");
+        assert_eq!(options.clone().at_url("consul://other:80").unwrap().address.to_string(), "https://other:80");
+        assert_eq!(options.clone().address("http://other:1").unwrap().address.to_string(), "https://other:1");
+        assert_eq!(options.clone().at_url("consul://other:1").unwrap().address.to_string(), "https://other:1");
+        assert_eq!(options.address("unix:///run/consul.sock").unwrap().address.to_string(), "unix:///run/consul.sock");
+    }
+
+    #[test]
+    fn token_and_authorities_come_from_the_environment() {
+        let options = from(&[("CONSUL_HTTP_TOKEN", "plain"), ("CONSUL_CACERT", "/etc/ca.pem")]).unwrap();
+        assert_eq!(options.token.as_deref(), Some("plain"));
+        assert_eq!(options.ca_certificate.as_deref(), Some(Path::new("/etc/ca.pem")));
+    }
+
+    #[test]
+    fn a_switch_that_cannot_be_read_never_turns_verification_off() {
+        assert!(matches!(from(&[("CONSUL_HTTP_SSL_VERIFY", "flase")]), Err(ConfigError::Switch { .. })));
+        assert!(!from(&[("CONSUL_HTTP_SSL_VERIFY", "0")]).unwrap().verify);
+    }
+
+    #[test]
+    fn a_token_file_wins_and_must_be_readable() {
+        let path = std::env::temp_dir().join(format!("dlock-token-{}", std::process::id()));
+        std::fs::write(&path, " from-file \n").unwrap();
+        let pairs = [("CONSUL_HTTP_TOKEN", "plain"), ("CONSUL_HTTP_TOKEN_FILE", path.to_str().unwrap())];
+        assert_eq!(from(&pairs).unwrap().token.as_deref(), Some("from-file"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(from(&pairs), Err(ConfigError::File { .. })));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let options = from(&[("CONSUL_HTTP_TOKEN", "hunter2"), ("CONSUL_HTTP_AUTH", "user:hunter3")]).unwrap();
+        let shown = format!("{options:?}");
+        assert!(!shown.contains("hunter"), "{shown}");
+        assert_eq!(options.authorization().unwrap(), "Basic dXNlcjpodW50ZXIz");
+    }
+
+    #[test]
+    fn what_is_not_followed_is_refused_by_name() {
+        let error = from(&[("CONSUL_NAMESPACE", "team")]).unwrap_err().to_string();
+        assert!(error.contains("CONSUL_NAMESPACE"), "{error}");
+    }
+}
