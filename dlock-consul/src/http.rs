@@ -1,14 +1,17 @@
 //! The transport that production uses: reqwest, with a client for each lane.
 
 use std::fmt;
-use std::path::Path;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder};
+use url::{Host, Position};
 
-use crate::config::{Address, ConfigError, ConsulOptions};
+use crate::config::{Address, ConfigError, ConsulOptions, TlsOptions};
+use crate::tls;
 use crate::transport::{Answer, Lane, Method, Request, Transport, TransportError, TransportErrorKind};
 
 /// HTTP to one agent, over connections of their own for what must not queue behind anything else.
@@ -26,9 +29,10 @@ pub(crate) struct Http {
 
 impl Http {
     pub(crate) fn new(options: &ConsulOptions) -> Result<Self, ConfigError> {
-        let base = match &options.address {
-            Address::Http(url) => url.as_str().trim_end_matches('/').to_owned(),
-            Address::Unix(_) => "http://localhost".to_owned(),
+        let base = match (&options.address, Named::of(options)) {
+            (Address::Http(_), Some(named)) => named.base,
+            (Address::Http(url), None) => url.as_str().trim_end_matches('/').to_owned(),
+            (Address::Unix(_), _) => "http://localhost".to_owned(),
         };
         let build = |builder: ClientBuilder| builder.build().map_err(|error| ConfigError::Client(error.into()));
         let warm = || build(client(options)?);
@@ -96,6 +100,11 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
     };
     secret(HeaderName::from_static("x-consul-token"), options.token.clone(), "token")?;
     secret(AUTHORIZATION, options.authorization(), "user and password")?;
+    let named = Named::of(options);
+    if let Some(named) = &named {
+        let host = HeaderValue::from_str(&named.host).map_err(|error| ConfigError::Client(error.into()))?;
+        headers.insert(HOST, host);
+    }
     let mut builder = Client::builder()
         .default_headers(headers)
         .connect_timeout(Duration::from_secs(1))
@@ -106,8 +115,15 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
     if let Address::Unix(path) = &options.address {
         builder = builder.unix_socket(path.clone());
     }
-    if let Some(path) = &options.ca_certificate {
-        builder = builder.tls_certs_only(certificates(path)?);
+    let TlsOptions { authorities, client, .. } = &options.certificates;
+    if let Some(named) = named {
+        builder = builder.dns_resolver(named.place);
+    }
+    if let Some(authorities) = tls::authorities(authorities)? {
+        builder = builder.tls_certs_only(authorities);
+    }
+    if let Some((certificate, key)) = client {
+        builder = builder.identity(tls::identity(certificate, key)?);
     }
     if !options.verify {
         builder = builder.tls_danger_accept_invalid_certs(true);
@@ -115,15 +131,49 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
     Ok(builder)
 }
 
-fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ConfigError> {
-    let refuse = |source| ConfigError::File { path: path.to_owned(), what: "certificates", source };
-    let pem = std::fs::read(path).map_err(refuse)?;
-    let unusable = |error: reqwest::Error| ConfigError::Certificate { path: path.to_owned(), source: error.into() };
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable)?;
-    if certificates.is_empty() {
-        return Err(refuse(std::io::Error::new(std::io::ErrorKind::InvalidData, "no certificate in PEM")));
+/// An agent that is spoken to under another name than its address has. That name stands in the URL, from which TLS takes it; the
+/// connection and the header `Host` go by the address.
+struct Named {
+    base: String,
+    host: String,
+    place: Place,
+}
+
+impl Named {
+    /// What is to be done, unless the name is that of the address or TLS is not spoken.
+    fn of(options: &ConsulOptions) -> Option<Self> {
+        let name = options.certificates.server_name.as_deref()?;
+        let Address::Http(url) = &options.address else { return None };
+        let host = url.host().filter(|host| *host != Host::Domain(name))?;
+        if url.scheme() != "https" {
+            return None;
+        }
+        let mut named = url.clone();
+        named.set_host(Some(name)).ok()?;
+        Some(Self {
+            base: named.as_str().trim_end_matches('/').to_owned(),
+            host: url[Position::BeforeHost..Position::AfterPort].to_owned(),
+            place: Place(host.to_owned()),
+        })
     }
-    Ok(certificates)
+}
+
+/// Finds the agent at its address, whatever name is asked for.
+struct Place(Host<String>);
+
+impl Resolve for Place {
+    fn resolve(&self, _: Name) -> Resolving {
+        let host = self.0.clone();
+        Box::pin(async move {
+            // The port is that of the URL.
+            let found: Vec<SocketAddr> = match host {
+                Host::Domain(name) => tokio::net::lookup_host((name, 0)).await?.collect(),
+                Host::Ipv4(ip) => vec![(ip, 0).into()],
+                Host::Ipv6(ip) => vec![(ip, 0).into()],
+            };
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -137,11 +187,20 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_file_that_holds_none_is_named() {
-        let path = std::env::temp_dir().join(format!("dlock-no-certificate-{}", std::process::id()));
-        std::fs::write(&path, "nothing").unwrap();
-        let error = Http::new(&ConsulOptions::new().ca_certificate(&path)).unwrap_err().to_string();
-        std::fs::remove_file(&path).unwrap();
-        assert!(error.contains("dlock-no-certificate"), "{error}");
+    fn a_name_for_tls_changes_neither_the_place_nor_the_host_header() {
+        let named = |address: &str| {
+            let options = ConsulOptions::new().address(address).unwrap().tls_server_name("server.dc1.consul").unwrap();
+            Named::of(&options).map(|named| (named.base, named.host, named.place.0.to_string()))
+        };
+        for (address, base, host, place) in [
+            ("https://10.0.0.1:8501", "https://server.dc1.consul:8501", "10.0.0.1:8501", "10.0.0.1"),
+            ("https://[::1]:8501", "https://server.dc1.consul:8501", "[::1]:8501", "[::1]"),
+            ("https://agent", "https://server.dc1.consul", "agent", "agent"),
+        ] {
+            assert_eq!(named(address), Some((base.to_owned(), host.to_owned(), place.to_owned())));
+        }
+        for own in ["http://10.0.0.1:8500", "https://server.dc1.consul:8501", "unix:///run/consul.sock"] {
+            assert_eq!(named(own), None, "{own}");
+        }
     }
 }

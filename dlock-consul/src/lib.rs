@@ -10,6 +10,7 @@ mod config;
 mod guarded;
 mod http;
 mod notes;
+mod tls;
 mod transport;
 mod watch;
 mod wire;

@@ -1,7 +1,6 @@
 //! What the environment says, as Consul's own tools read it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use super::{ConfigError, ConsulOptions};
 
@@ -9,7 +8,9 @@ impl ConsulOptions {
     /// Options from the environment, as Consul's own tools read it; an empty variable counts as unset.
     ///
     /// `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE` (wins over the token), `CONSUL_HTTP_AUTH`, `CONSUL_HTTP_SSL`,
-    /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`. Unlike Go's client, a switch that cannot be read is an error, not "false".
+    /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`, `CONSUL_CAPATH` (of which nothing is read when there is a `CONSUL_CACERT`),
+    /// `CONSUL_CLIENT_CERT` with `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`. Unlike Go's client, a switch that cannot be read is an error,
+    /// not "false".
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_lookup(environment(&SUPPORTED)?)
     }
@@ -36,7 +37,19 @@ impl ConsulOptions {
         if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", &get)? {
             options.verify = verify;
         }
-        options.ca_certificate = get("CONSUL_CACERT").map(PathBuf::from);
+        options = match (get("CONSUL_CACERT"), get("CONSUL_CAPATH")) {
+            (Some(file), _) => options.ca_certificate(file),
+            (None, Some(folder)) => options.ca_folder(folder),
+            (None, None) => options,
+        };
+        options = match (get("CONSUL_CLIENT_CERT"), get("CONSUL_CLIENT_KEY")) {
+            (Some(certificate), Some(key)) => options.client_certificate(certificate, key),
+            (None, None) => options,
+            (certificate, _) => return Err(half(certificate.is_some())),
+        };
+        if let Some(name) = get("CONSUL_TLS_SERVER_NAME") {
+            options = options.tls_server_name(&name)?;
+        }
         options.token = get("CONSUL_HTTP_TOKEN");
         if let Some(path) = get("CONSUL_HTTP_TOKEN_FILE") {
             options = options.token_file(path)?;
@@ -58,7 +71,7 @@ impl ConsulOptions {
 }
 
 /// Variables of Consul's tools that are read.
-const SUPPORTED: [&str; 7] = [
+const SUPPORTED: [&str; 11] = [
     "CONSUL_HTTP_ADDR",
     "CONSUL_HTTP_TOKEN",
     "CONSUL_HTTP_TOKEN_FILE",
@@ -66,11 +79,23 @@ const SUPPORTED: [&str; 7] = [
     "CONSUL_HTTP_SSL",
     "CONSUL_HTTP_SSL_VERIFY",
     "CONSUL_CACERT",
+    "CONSUL_CAPATH",
+    "CONSUL_CLIENT_CERT",
+    "CONSUL_CLIENT_KEY",
+    "CONSUL_TLS_SERVER_NAME",
 ];
 
 /// Variables of Consul's tools that change where requests go or how they are signed; ignoring one silently would be wrong.
-const UNSUPPORTED: [&str; 6] =
-    ["CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_CAPATH", "CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
+const UNSUPPORTED: [&str; 2] = ["CONSUL_NAMESPACE", "CONSUL_PARTITION"];
+
+fn half(certificate: bool) -> ConfigError {
+    let (given, missing) = ("CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY");
+    if certificate {
+        ConfigError::HalfCertificate { given, missing }
+    } else {
+        ConfigError::HalfCertificate { given: missing, missing: given }
+    }
+}
 
 /// The environment, once it is sure that all that is read of it is text: what cannot be read must not count as unset.
 fn environment(read: &[&'static str]) -> Result<impl Fn(&str) -> Option<String> + use<>, ConfigError> {
@@ -96,8 +121,7 @@ fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<O
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
+    use super::super::Authorities;
     use super::*;
 
     fn from(pairs: &[(&str, &str)]) -> Result<ConsulOptions, ConfigError> {
@@ -140,7 +164,7 @@ mod tests {
     fn token_and_authorities_come_from_the_environment() {
         let options = from(&[("CONSUL_HTTP_TOKEN", "plain"), ("CONSUL_CACERT", "/etc/ca.pem")]).unwrap();
         assert_eq!(options.token.as_deref(), Some("plain"));
-        assert_eq!(options.ca_certificate.as_deref(), Some(Path::new("/etc/ca.pem")));
+        assert_eq!(options.certificates.authorities, Authorities::File("/etc/ca.pem".into()));
     }
 
     #[test]
@@ -165,6 +189,32 @@ mod tests {
         let shown = format!("{options:?}");
         assert!(!shown.contains("hunter"), "{shown}");
         assert_eq!(options.authorization().unwrap(), "Basic dXNlcjpodW50ZXIz");
+    }
+
+    #[test]
+    fn a_file_of_authorities_wins_over_a_folder_as_for_consuls_tools() {
+        let folder = ("CONSUL_CAPATH", "/etc/ca");
+        assert_eq!(from(&[folder]).unwrap().certificates.authorities, Authorities::Folder("/etc/ca".into()));
+        let both = from(&[folder, ("CONSUL_CACERT", "/etc/ca.pem")]).unwrap();
+        assert_eq!(both.certificates.authorities, Authorities::File("/etc/ca.pem".into()));
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_come_together() {
+        let (certificate, key) = (("CONSUL_CLIENT_CERT", "/etc/me.pem"), ("CONSUL_CLIENT_KEY", "/etc/me.key"));
+        let read = from(&[certificate, key]).unwrap().certificates.client;
+        assert_eq!(read, Some(("/etc/me.pem".into(), "/etc/me.key".into())));
+        for (given, missing) in [(certificate, "CONSUL_CLIENT_KEY is not"), (key, "CONSUL_CLIENT_CERT is not")] {
+            let error = from(&[given]).unwrap_err().to_string();
+            assert!(error.contains(given.0) && error.contains(missing), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_name_for_tls_comes_without_its_port() {
+        let options = from(&[("CONSUL_TLS_SERVER_NAME", "server.dc1.consul:8501")]).unwrap();
+        assert_eq!(options.certificates.server_name.as_deref(), Some("server.dc1.consul"));
+        assert!(matches!(from(&[("CONSUL_TLS_SERVER_NAME", "10.0.0.1")]), Err(ConfigError::ServerName { .. })));
     }
 
     #[test]

@@ -28,6 +28,20 @@ pub enum ConfigError {
         /// The variable.
         name: &'static str,
     },
+    /// A certificate without its key, or a key without its certificate.
+    #[error("{given} is set, but {missing} is not; a client certificate needs its key, each in a file of its own or both in one")]
+    HalfCertificate {
+        /// The variable that is set.
+        given: &'static str,
+        /// The one that is not.
+        missing: &'static str,
+    },
+    /// No certificate can carry the name that the agent's must carry.
+    #[error("{name:?} is no name that TLS can ask for; use a host name, for example server.dc1.consul")]
+    ServerName {
+        /// The refused name.
+        name: String,
+    },
     /// A file cannot be read.
     #[error("cannot read {what} from {}", path.display())]
     File {
@@ -39,14 +53,33 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The certificates cannot be used.
-    #[error("{} holds no certificate in PEM that can be used", path.display())]
-    Certificate {
+    /// A file holds nothing that can be used.
+    #[error("{} holds no {what} in PEM that can be used", path.display())]
+    Pem {
         /// Which file.
         path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+        /// Why it cannot be used, where there is one.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A key does not belong to its certificate, or is of a kind that is not known.
+    #[error("{} is no key of the certificate in {}", key.display(), certificate.display())]
+    ForeignKey {
+        /// The file with the certificate.
+        certificate: PathBuf,
+        /// The file with the key.
+        key: PathBuf,
         /// Why not.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nobody would be trusted.
+    #[error("the folder {} holds no file; put a certificate in PEM of every trusted authority there", path.display())]
+    NoAuthority {
+        /// Which folder.
+        path: PathBuf,
     },
     /// The token holds characters that no header can carry.
     #[error("the {what} holds characters that cannot be sent")]
