@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 
 use crate::classify::{Asked, Needs, denied, status, transport, unreadable};
+use crate::config::{ConsulOptions, Scope};
 use crate::transport::{Answer, Lane, Method, Request, Transport};
 use crate::wire::{CreateSession, CreatedSession, Entry, Op, SessionEntry, TxnError, TxnReply, TxnResult};
 
@@ -18,6 +19,7 @@ pub(crate) struct Api {
     transport: Arc<dyn Transport>,
     /// How long a request that does not wait may take.
     attempt: Duration,
+    scope: Scope,
     /// The last request about a session was not answered.
     unanswered: AtomicBool,
 }
@@ -34,8 +36,9 @@ const WAY: Duration = Duration::from_secs(5);
 pub(crate) const BATCH: usize = 64;
 
 impl Api {
-    pub(crate) fn new(transport: Arc<dyn Transport>, attempt: Duration) -> Self {
-        Self { transport, attempt, unanswered: AtomicBool::new(false) }
+    pub(crate) fn new(transport: Arc<dyn Transport>, options: &ConsulOptions) -> Self {
+        let (attempt, scope) = (options.attempt, options.scope.clone());
+        Self { transport, attempt, scope, unanswered: AtomicBool::new(false) }
     }
 
     pub(crate) async fn create_session(&self, body: &CreateSession<'_>) -> Result<SessionId, BackendError> {
@@ -113,7 +116,9 @@ impl Api {
         asked: Asked<'_>,
         ops: &[Op<'_>],
     ) -> Result<Result<Vec<TxnResult>, Vec<TxnError>>, BackendError> {
-        let body = serde_json::to_vec(ops).map_err(|error| unreadable(asked, error))?;
+        let Scope { namespace, partition, .. } = &self.scope;
+        let ops: Vec<_> = ops.iter().map(|op| op.within(namespace.as_deref(), partition.as_deref())).collect();
+        let body = serde_json::to_vec(&ops).map_err(|error| unreadable(asked, error))?;
         // What only reads must come from a quorum too.
         let consistent = if asked.writes { "" } else { "?consistent" };
         let answer = self.short(asked, Method::Put, format!("/v1/txn{consistent}"), body).await?;
@@ -146,7 +151,14 @@ impl Api {
         SessionAttempt { api: self, fresh: self.unanswered.swap(false, Ordering::Relaxed), answered: false }
     }
 
-    async fn send(&self, asked: Asked<'_>, request: Request) -> Result<Answer, BackendError> {
+    async fn send(&self, asked: Asked<'_>, mut request: Request) -> Result<Answer, BackendError> {
+        let Scope { namespace, partition, datacenter } = &self.scope;
+        for (name, value) in [("ns", namespace), ("partition", partition), ("dc", datacenter)] {
+            if let Some(value) = value {
+                let sign = if request.target.contains('?') { '&' } else { '?' };
+                request.target += &format!("{sign}{name}={}", utf8_percent_encode(value, SEGMENT));
+            }
+        }
         let answer = self.transport.send(request).await.map_err(|error| transport(asked, error))?;
         tracing::trace!(what = asked.what, status = answer.status, index = answer.index, "consul answered");
         Ok(answer)
@@ -233,7 +245,7 @@ mod tests {
     }
 
     fn api(says: Says) -> Api {
-        Api::new(Arc::new(says), Duration::from_secs(1))
+        Api::new(Arc::new(says), &ConsulOptions::new())
     }
 
     #[test]

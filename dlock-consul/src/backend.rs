@@ -61,7 +61,7 @@ impl Consul {
         capabilities.lists = true;
         capabilities.tells_changes = true;
         capabilities.evicts = true;
-        let (api, watches) = (Api::new(transport, options.attempt), Watches::new(options.max_connections));
+        let (api, watches) = (Api::new(transport, options), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
         Self { shared: Arc::new(Shared { api, capabilities, notes: Mutex::default(), watches }) }
     }

@@ -53,6 +53,14 @@ pub(crate) fn status(asked: Asked<'_>, status: u16, body: &str) -> BackendError 
         429 => ErrorKind::Overloaded,
         // Consul's own limit says so; from anything in between, a 503 may come after the request was passed on.
         503 if body.contains("rate limit") => ErrorKind::Overloaded,
+        400 if ["\"ns\"", "\"partition\""].iter().any(|name| body.contains(&format!("parameter: {name}"))) => {
+            let message = format!(
+                "{}: this Consul has no namespaces or partitions, which are a feature of Consul Enterprise; set none (CONSUL_NAMESPACE, \
+                 CONSUL_PARTITION), or put a prefix before the keys",
+                asked.what
+            );
+            return BackendError::new(ErrorKind::Invalid, message);
+        }
         300..=399 | 400 | 405 | 413 => ErrorKind::Invalid,
         500 if is_definitive(body) => return definitive(asked, body),
         _ => unsure,
@@ -98,6 +106,10 @@ fn is_definitive(body: &str) -> bool {
 fn definitive(asked: Asked<'_>, body: &str) -> BackendError {
     if body.contains("Permission denied") || body.contains("ACL not found") {
         return denied(asked, body);
+    }
+    if body.contains("No path to datacenter") {
+        let message = format!("{}: the agent knows no servers of the datacenter that was asked for", asked.what);
+        return BackendError::new(ErrorKind::Invalid, message);
     }
     if let Some((min, max)) = ttl_range(body) {
         let message = format!("{}: this Consul accepts a ttl from {min:?} to {max:?} (session_ttl_min)", asked.what);
@@ -174,6 +186,9 @@ mod tests {
     fn messages_name_what_is_missing() {
         let denied = status(WRITE, 403, "Permission denied").to_string();
         assert!(denied.contains(r#"key "locks/a" { policy = "write" }"#), "{denied}");
+        let no_namespaces = "Bad request: Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature";
+        let no_namespaces = status(WRITE, 400, no_namespaces).to_string();
+        assert!(no_namespaces.contains("CONSUL_NAMESPACE"), "{no_namespaces}");
         let range = "Invalid Session TTL '9000000000', must be between [10s=24h0m0s]";
         let range = status(WRITE, 500, range).to_string();
         assert!(range.contains("from 10s to 86400s"), "{range}");

@@ -34,13 +34,13 @@ pub(crate) struct SessionEntry {
 }
 
 /// One operation of a transaction.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Op<'a> {
     #[serde(rename = "KV")]
     kv: Kv<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Kv<'a> {
     verb: &'static str,
@@ -53,11 +53,22 @@ struct Kv<'a> {
     index: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<&'a str>,
 }
 
 impl<'a> Op<'a> {
     fn new(verb: &'static str, key: &'a str) -> Self {
-        Self { kv: Kv { verb, key, value: None, flags: None, index: None, session: None } }
+        let kv = Kv { verb, key, value: None, flags: None, index: None, session: None, namespace: None, partition: None };
+        Self { kv }
+    }
+
+    /// The same on a key in a namespace and a partition: in a transaction each operation says so for itself.
+    pub(crate) fn within(mut self, namespace: Option<&'a str>, partition: Option<&'a str>) -> Self {
+        (self.kv.namespace, self.kv.partition) = (namespace, partition);
+        self
     }
 
     pub(crate) fn get(key: &'a str) -> Self {

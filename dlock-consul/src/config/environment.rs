@@ -9,8 +9,8 @@ impl ConsulOptions {
     ///
     /// `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE` (wins over the token), `CONSUL_HTTP_AUTH`, `CONSUL_HTTP_SSL`,
     /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`, `CONSUL_CAPATH` (of which nothing is read when there is a `CONSUL_CACERT`),
-    /// `CONSUL_CLIENT_CERT` with `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`. Unlike Go's client, a switch that cannot be read is an error,
-    /// not "false".
+    /// `CONSUL_CLIENT_CERT` with `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`, `CONSUL_NAMESPACE`, `CONSUL_PARTITION`. Unlike Go's client,
+    /// a switch that cannot be read is an error, not "false".
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_lookup(environment(&SUPPORTED)?)
     }
@@ -27,11 +27,6 @@ impl ConsulOptions {
     fn but_address(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
         let mut options = Self::default();
-        for name in UNSUPPORTED {
-            if get(name).is_some() {
-                return Err(ConfigError::Unsupported { name });
-            }
-        }
         options.tls = switch("CONSUL_HTTP_SSL", &get)?.unwrap_or(false);
         options = options.address(Self::DEFAULT_URL)?;
         if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", &get)? {
@@ -50,6 +45,8 @@ impl ConsulOptions {
         if let Some(name) = get("CONSUL_TLS_SERVER_NAME") {
             options = options.tls_server_name(&name)?;
         }
+        options.scope.namespace = get("CONSUL_NAMESPACE");
+        options.scope.partition = get("CONSUL_PARTITION");
         options.token = get("CONSUL_HTTP_TOKEN");
         if let Some(path) = get("CONSUL_HTTP_TOKEN_FILE") {
             options = options.token_file(path)?;
@@ -71,7 +68,7 @@ impl ConsulOptions {
 }
 
 /// Variables of Consul's tools that are read.
-const SUPPORTED: [&str; 11] = [
+const SUPPORTED: [&str; 13] = [
     "CONSUL_HTTP_ADDR",
     "CONSUL_HTTP_TOKEN",
     "CONSUL_HTTP_TOKEN_FILE",
@@ -83,10 +80,9 @@ const SUPPORTED: [&str; 11] = [
     "CONSUL_CLIENT_CERT",
     "CONSUL_CLIENT_KEY",
     "CONSUL_TLS_SERVER_NAME",
+    "CONSUL_NAMESPACE",
+    "CONSUL_PARTITION",
 ];
-
-/// Variables of Consul's tools that change where requests go or how they are signed; ignoring one silently would be wrong.
-const UNSUPPORTED: [&str; 2] = ["CONSUL_NAMESPACE", "CONSUL_PARTITION"];
 
 fn half(certificate: bool) -> ConfigError {
     let (given, missing) = ("CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY");
@@ -106,8 +102,7 @@ fn environment(read: &[&'static str]) -> Result<impl Fn(&str) -> Option<String> 
 }
 
 fn unreadable(read: &[&'static str], lookup: impl Fn(&str) -> Option<OsString>) -> Option<&'static str> {
-    let known = read.iter().chain(&UNSUPPORTED).copied();
-    known.into_iter().find(|name| lookup(name).is_some_and(|value| value.to_str().is_none()))
+    read.iter().copied().find(|name| lookup(name).is_some_and(|value| value.to_str().is_none()))
 }
 
 fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<Option<bool>, ConfigError> {
@@ -121,7 +116,7 @@ fn switch(name: &'static str, get: &impl Fn(&str) -> Option<String>) -> Result<O
 
 #[cfg(test)]
 mod tests {
-    use super::super::Authorities;
+    use super::super::{Authorities, Scope};
     use super::*;
 
     fn from(pairs: &[(&str, &str)]) -> Result<ConsulOptions, ConfigError> {
@@ -218,8 +213,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_followed_is_refused_by_name() {
-        let error = from(&[("CONSUL_NAMESPACE", "team")]).unwrap_err().to_string();
-        assert!(error.contains("CONSUL_NAMESPACE"), "{error}");
+    fn namespace_and_partition_come_from_the_environment() {
+        let scope = from(&[("CONSUL_NAMESPACE", "team"), ("CONSUL_PARTITION", "east")]).unwrap().scope;
+        assert_eq!((scope.namespace.as_deref(), scope.partition.as_deref()), (Some("team"), Some("east")));
+        assert_eq!(from(&[("CONSUL_NAMESPACE", ""), ("CONSUL_PARTITION", "")]).unwrap().scope, Scope::default());
     }
 }

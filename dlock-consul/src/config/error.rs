@@ -22,12 +22,6 @@ pub enum ConfigError {
         /// The variable.
         name: &'static str,
     },
-    /// A variable is set that this backend does not follow.
-    #[error("{name} is set, but not supported; unset it for this program, or put a local agent in between")]
-    Unsupported {
-        /// The variable.
-        name: &'static str,
-    },
     /// A certificate without its key, or a key without its certificate.
     #[error("{given} is set, but {missing} is not; a client certificate needs its key, each in a file of its own or both in one")]
     HalfCertificate {

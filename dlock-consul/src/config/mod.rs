@@ -5,6 +5,7 @@
 mod address;
 mod environment;
 mod error;
+mod scope;
 mod tls;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use url::Url;
 
 pub(crate) use address::Address;
 pub use error::ConfigError;
+pub(crate) use scope::Scope;
 pub(crate) use tls::{Authorities, TlsOptions};
 
 /// Options of a [`Consul`](crate::Consul) backend. Secrets are never shown by `Debug`.
@@ -29,6 +31,7 @@ pub struct ConsulOptions {
     pub(crate) basic_auth: Option<(String, String)>,
     pub(crate) certificates: TlsOptions,
     pub(crate) verify: bool,
+    pub(crate) scope: Scope,
     pub(crate) attempt: Duration,
     pub(crate) max_connections: usize,
     pub(crate) ttl: TtlRange,
@@ -43,6 +46,7 @@ impl Default for ConsulOptions {
             basic_auth: None,
             certificates: TlsOptions::default(),
             verify: true,
+            scope: Scope::default(),
             attempt: Self::DEFAULT_ATTEMPT,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
             ttl: TtlRange { min: Duration::from_secs(10), max: Duration::from_secs(86_400) },
@@ -129,6 +133,7 @@ impl fmt::Debug for ConsulOptions {
             .field("basic_auth", &self.basic_auth.as_ref().map(|_| "…"))
             .field("certificates", &self.certificates)
             .field("verify", &self.verify)
+            .field("scope", &self.scope)
             .field("max_connections", &self.max_connections)
             .finish_non_exhaustive()
     }

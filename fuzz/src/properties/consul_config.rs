@@ -18,9 +18,10 @@ pub fn consul_config(bytes: &[u8]) {
     let lookup = |name: &str| given(name).map(|value| value.replace('*', SECRET));
 
     let outcome = ConsulOptions::from_lookup(lookup);
-    // Names of files and of servers are told as they are.
-    let names = ["CONSUL_CACERT", "CONSUL_CAPATH", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY", "CONSUL_TLS_SERVER_NAME"];
-    let named = names.iter().any(|name| given(name).is_some_and(|value| value.contains('*')));
+    // Names of files, of servers and of parts of Consul are told as they are.
+    let files = ["CONSUL_CACERT", "CONSUL_CAPATH", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"];
+    let mut names = files.iter().chain(&["CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"]);
+    let named = names.any(|name| given(name).is_some_and(|value| value.contains('*')));
     let hidden = given("CONSUL_HTTP_ADDR").is_none_or(hides_all) && !named;
     tells_no_secret(&outcome, hidden);
     if let Ok(options) = &outcome {
