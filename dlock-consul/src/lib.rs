@@ -10,11 +10,12 @@ mod config;
 mod guarded;
 mod http;
 mod notes;
+mod session;
 mod tls;
 mod transport;
 mod watch;
 mod wire;
 
 pub use backend::Consul;
-pub use config::{ConfigError, ConsulOptions};
+pub use config::{Behavior, ConfigError, ConsulOptions};
 pub use transport::{Answer, Lane, Method, Request, Transport, TransportError, TransportErrorKind};

@@ -66,8 +66,7 @@ async fn everything(options: &ConsulOptions) -> Vec<Request> {
     consul.evict(&claim.key, token).await.unwrap();
     consul.release(&session, &claim).await.unwrap();
     consul.close(&session).await.unwrap();
-    let requests = recorder.0.lock().unwrap().clone();
-    requests
+    recorder.0.lock().unwrap().clone()
 }
 
 #[tokio::test]

@@ -26,9 +26,8 @@ impl ConsulOptions {
     /// All that the environment says, except where Consul is.
     fn but_address(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let get = |name: &str| lookup(name).filter(|value| !value.is_empty());
-        let mut options = Self::default();
-        options.tls = switch("CONSUL_HTTP_SSL", &get)?.unwrap_or(false);
-        options = options.address(Self::DEFAULT_URL)?;
+        let tls = switch("CONSUL_HTTP_SSL", &get)?.unwrap_or(false);
+        let mut options = Self { tls, ..Self::default() }.address(Self::DEFAULT_URL)?;
         if let Some(verify) = switch("CONSUL_HTTP_SSL_VERIFY", &get)? {
             options.verify = verify;
         }

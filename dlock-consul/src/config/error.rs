@@ -1,6 +1,7 @@
 //! Why a configuration cannot be used.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -86,6 +87,12 @@ pub enum ConfigError {
     NotUnicode {
         /// Which.
         name: &'static str,
+    },
+    /// Consul would cut the delay short.
+    #[error("a lock delay of {delay:?} is more than the 60s that Consul keeps to")]
+    LockDelay {
+        /// The refused delay.
+        delay: Duration,
     },
     /// No request can be answered within no time.
     #[error("attempt_limit must be longer than zero")]

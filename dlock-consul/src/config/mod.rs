@@ -6,6 +6,7 @@ mod address;
 mod environment;
 mod error;
 mod scope;
+mod session;
 mod tls;
 
 use std::fmt;
@@ -19,6 +20,8 @@ use url::Url;
 pub(crate) use address::Address;
 pub use error::ConfigError;
 pub(crate) use scope::Scope;
+pub use session::Behavior;
+pub(crate) use session::{Node, SessionOptions};
 pub(crate) use tls::{Authorities, TlsOptions};
 
 /// Options of a [`Consul`](crate::Consul) backend. Secrets are never shown by `Debug`.
@@ -32,6 +35,7 @@ pub struct ConsulOptions {
     pub(crate) certificates: TlsOptions,
     pub(crate) verify: bool,
     pub(crate) scope: Scope,
+    pub(crate) sessions: SessionOptions,
     pub(crate) attempt: Duration,
     pub(crate) max_connections: usize,
     pub(crate) ttl: TtlRange,
@@ -47,6 +51,7 @@ impl Default for ConsulOptions {
             certificates: TlsOptions::default(),
             verify: true,
             scope: Scope::default(),
+            sessions: SessionOptions::default(),
             attempt: Self::DEFAULT_ATTEMPT,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
             ttl: TtlRange { min: Duration::from_secs(10), max: Duration::from_secs(86_400) },
@@ -134,6 +139,7 @@ impl fmt::Debug for ConsulOptions {
             .field("certificates", &self.certificates)
             .field("verify", &self.verify)
             .field("scope", &self.scope)
+            .field("sessions", &self.sessions)
             .field("max_connections", &self.max_connections)
             .finish_non_exhaustive()
     }

@@ -36,7 +36,8 @@ impl ConsulOptions {
     /// The datacenter whose servers keep sessions and keys, sent along with every request. Defaults to that of the agent; an empty one counts
     /// as none.
     ///
-    /// In another datacenter than the agent's, a session needs a node that is registered there. Consul advises against it: every request crosses the line between the datacenters, and so
+    /// In another datacenter than the agent's, a session needs a node that is registered there: name one with [`node`](Self::node) or
+    /// [`external_node`](Self::external_node). Consul advises against it: every request crosses the line between the datacenters, and so
     /// does every renewal, on which the locks hang. There is no variable for it, as for Consul's own tools.
     #[must_use]
     pub fn datacenter(mut self, datacenter: impl Into<String>) -> Self {
