@@ -1,5 +1,6 @@
 //! The transport that production uses: reqwest, with a client for each lane.
 
+use std::error::Error;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use async_trait::async_trait;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder};
+use thiserror::Error;
 use url::{Host, Position};
 
 use crate::config::{Address, ConfigError, ConsulOptions, TlsOptions};
@@ -77,6 +79,10 @@ impl fmt::Debug for Http {
 
 fn unanswered(error: reqwest::Error) -> TransportError {
     let error = error.without_url();
+    if is_refused_certificate(&error) {
+        // Told in the middle of a request, which an agent that lets nobody in has not read.
+        return TransportError::new(TransportErrorKind::NotConnected, RefusedCertificate(error));
+    }
     let kind = if error.is_connect() {
         TransportErrorKind::NotConnected
     } else if error.is_builder() {
@@ -87,6 +93,20 @@ fn unanswered(error: reqwest::Error) -> TransportError {
         TransportErrorKind::Broken
     };
     TransportError::new(kind, error)
+}
+
+/// The agent asks for a certificate (`verify_incoming`), and was given none or none that it trusts.
+#[derive(Debug, Error)]
+#[error("the agent lets nobody in without a client certificate that it trusts; set CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY")]
+struct RefusedCertificate(#[source] reqwest::Error);
+
+fn is_refused_certificate(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.any(|cause| {
+        let told = cause.to_string();
+        let alert = told.rsplit_once("received fatal alert: ").map(|(_, alert)| alert);
+        alert.is_some_and(|alert| alert.contains("Certificate") || alert == "UnknownCA")
+    })
 }
 
 fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
@@ -184,6 +204,17 @@ mod tests {
     fn a_token_that_no_header_can_carry_is_refused_without_being_shown() {
         let error = Http::new(&ConsulOptions::new().token("line\nbreak")).unwrap_err();
         assert!(!format!("{error:?} {error}").contains("break"), "{error:?}");
+    }
+
+    #[test]
+    fn only_an_alert_about_certificates_says_that_one_is_wanted() {
+        let told = |text: &str| is_refused_certificate(&std::io::Error::other(text.to_owned()));
+        for alert in ["BadCertificate", "CertificateRequired", "UnknownCA"] {
+            assert!(told(&format!("connection error: received fatal alert: {alert}")), "{alert}");
+        }
+        for other in ["connection reset by peer", "received fatal alert: BadRecordMac", "invalid peer certificate: UnknownIssuer"] {
+            assert!(!told(other), "{other}");
+        }
     }
 
     #[test]
