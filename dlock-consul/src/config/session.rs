@@ -39,7 +39,7 @@ pub enum Behavior {
     /// Two holders at once are as impossible as with [`Release`](Self::Release), and tokens grow over the deletion. What is weaker:
     ///
     /// - **What others keep in a held key is lost.** A value that somebody wrote into a key while it was held goes with the session. So does what
-    ///   a Go program left in a lock that it made: only keys with other flags than a lock's are left alone.
+    ///   a Go program left in a lock that it made: only a key that has other flags than a lock when it is met is left alone.
     /// - **A release can be less than a fence**, for every program that locks the key, whatever its own sessions do. A claim that met no
     ///   key is guarded by the key's absence; if Consul never answered it, and another session's end deletes the key after the release, the
     ///   claim's late copy finds what it was guarded by. dlock then opens another session and ends the one of the claim, after which no copy
