@@ -9,8 +9,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 
 use crate::classify::{Asked, Needs, denied, status, transport, unreadable};
+use crate::config::{ConsulOptions, Scope};
 use crate::transport::{Answer, Lane, Method, Request, Transport};
-use crate::wire::{CreateSession, CreatedSession, Entry, Op, SessionEntry, TxnError, TxnReply, TxnResult};
+use crate::wire::{CreateSession, CreatedSession, Entry, Op, RegisterNode, SessionEntry, TxnError, TxnReply, TxnResult};
 
 /// The endpoints that are used.
 #[derive(Debug)]
@@ -18,6 +19,9 @@ pub(crate) struct Api {
     transport: Arc<dyn Transport>,
     /// How long a request that does not wait may take.
     attempt: Duration,
+    scope: Scope,
+    /// The node of sessions, unless it is the agent's.
+    node: Option<String>,
     /// The last request about a session was not answered.
     unanswered: AtomicBool,
 }
@@ -34,27 +38,48 @@ const WAY: Duration = Duration::from_secs(5);
 pub(crate) const BATCH: usize = 64;
 
 impl Api {
-    pub(crate) fn new(transport: Arc<dyn Transport>, attempt: Duration) -> Self {
-        Self { transport, attempt, unanswered: AtomicBool::new(false) }
+    pub(crate) fn new(transport: Arc<dyn Transport>, options: &ConsulOptions) -> Self {
+        let (attempt, scope) = (options.attempt, options.scope.clone());
+        let node = options.sessions.node.name().map(str::to_owned);
+        Self { transport, attempt, scope, node, unanswered: AtomicBool::new(false) }
     }
 
-    pub(crate) async fn create_session(&self, body: &CreateSession<'_>) -> Result<SessionId, BackendError> {
-        let asked = Asked { what: "opening a session", writes: true, needs: Needs::SessionWrite };
+    /// Which part of Consul is spoken to.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// `None` when Consul does not know the node that the session is to belong to.
+    pub(crate) async fn create_session(&self, body: &CreateSession<'_>) -> Result<Option<SessionId>, BackendError> {
+        let asked = Asked { what: "opening a session", writes: true, needs: self.session_write() };
         let body = serde_json::to_vec(body).map_err(|error| unreadable(asked, error))?;
         let attempt = self.session_attempt();
         let answer = attempt.put("/v1/session/create".to_owned(), body, asked).await?;
+        if answer.status == 500 && answer.body.contains("Missing node registration") {
+            attempt.answered();
+            return Ok(None);
+        }
         let created: CreatedSession = read(asked, &checked(asked, answer)?)?;
         // It stands in paths as it is.
         if created.id.is_empty() || !created.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             return Err(unreadable(asked, serde::de::Error::custom("the id is none of a session")));
         }
         attempt.answered();
-        Ok(SessionId::new(created.id))
+        Ok(Some(SessionId::new(created.id)))
+    }
+
+    pub(crate) async fn register_node(&self, node: &RegisterNode<'_>) -> Result<(), BackendError> {
+        let asked = Asked { what: "registering the node of the sessions", writes: true, needs: Needs::NodeWrite(node.node) };
+        let body = serde_json::to_vec(node).map_err(|error| unreadable(asked, error))?;
+        let attempt = self.session_attempt();
+        checked(asked, attempt.put("/v1/catalog/register".to_owned(), body, asked).await?)?;
+        attempt.answered();
+        Ok(())
     }
 
     /// `None` when Consul does not know the session.
     pub(crate) async fn renew_session(&self, id: &SessionId) -> Result<Option<SessionEntry>, BackendError> {
-        let asked = Asked { what: "renewing the session", writes: true, needs: Needs::SessionWrite };
+        let asked = Asked { what: "renewing the session", writes: true, needs: self.session_write() };
         let attempt = self.session_attempt();
         let answer = attempt.put(format!("/v1/session/renew/{id}"), Vec::new(), asked).await?;
         if answer.status == NOT_FOUND && answer.body.contains("Session id") {
@@ -67,7 +92,7 @@ impl Api {
     }
 
     pub(crate) async fn destroy_session(&self, id: &SessionId) -> Result<(), BackendError> {
-        let asked = Asked { what: "closing the session", writes: true, needs: Needs::SessionWrite };
+        let asked = Asked { what: "closing the session", writes: true, needs: self.session_write() };
         let attempt = self.session_attempt();
         checked(asked, attempt.put(format!("/v1/session/destroy/{id}"), Vec::new(), asked).await?)?;
         attempt.answered();
@@ -113,7 +138,9 @@ impl Api {
         asked: Asked<'_>,
         ops: &[Op<'_>],
     ) -> Result<Result<Vec<TxnResult>, Vec<TxnError>>, BackendError> {
-        let body = serde_json::to_vec(ops).map_err(|error| unreadable(asked, error))?;
+        let Scope { namespace, partition, .. } = &self.scope;
+        let ops: Vec<_> = ops.iter().map(|op| op.within(namespace.as_deref(), partition.as_deref())).collect();
+        let body = serde_json::to_vec(&ops).map_err(|error| unreadable(asked, error))?;
         // What only reads must come from a quorum too.
         let consistent = if asked.writes { "" } else { "?consistent" };
         let answer = self.short(asked, Method::Put, format!("/v1/txn{consistent}"), body).await?;
@@ -142,11 +169,22 @@ impl Api {
         self.send(asked, Request { method: Method::Get, target, body: Vec::new(), lane: Lane::Waiting, limit }).await
     }
 
+    fn session_write(&self) -> Needs<'_> {
+        Needs::SessionWrite { node: self.node.as_deref() }
+    }
+
     fn session_attempt(&self) -> SessionAttempt<'_> {
         SessionAttempt { api: self, fresh: self.unanswered.swap(false, Ordering::Relaxed), answered: false }
     }
 
-    async fn send(&self, asked: Asked<'_>, request: Request) -> Result<Answer, BackendError> {
+    async fn send(&self, asked: Asked<'_>, mut request: Request) -> Result<Answer, BackendError> {
+        let Scope { namespace, partition, datacenter } = &self.scope;
+        for (name, value) in [("ns", namespace), ("partition", partition), ("dc", datacenter)] {
+            if let Some(value) = value {
+                let sign = if request.target.contains('?') { '&' } else { '?' };
+                request.target += &format!("{sign}{name}={}", utf8_percent_encode(value, SEGMENT));
+            }
+        }
         let answer = self.transport.send(request).await.map_err(|error| transport(asked, error))?;
         tracing::trace!(what = asked.what, status = answer.status, index = answer.index, "consul answered");
         Ok(answer)
@@ -233,7 +271,7 @@ mod tests {
     }
 
     fn api(says: Says) -> Api {
-        Api::new(Arc::new(says), Duration::from_secs(1))
+        Api::new(Arc::new(says), &ConsulOptions::new())
     }
 
     #[test]
@@ -260,8 +298,15 @@ mod tests {
             (r#"{"ID":"a?b#c d"}"#, false),
         ] {
             let api = api(Says(200, None, body));
-            let create =
-                CreateSession { name: String::new(), ttl: "15s".into(), lock_delay: "0s", behavior: "release", node_checks: [] };
+            let create = CreateSession {
+                name: String::new(),
+                ttl: "15s".into(),
+                lock_delay: "0s".into(),
+                behavior: "release",
+                node_checks: &[],
+                service_checks: Vec::new(),
+                node: None,
+            };
             let opened = api.create_session(&create).now_or_never().expect("it is answered at once");
             assert_eq!(opened.is_ok(), accepted, "{body}");
         }

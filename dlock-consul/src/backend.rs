@@ -20,10 +20,11 @@ use crate::config::{ConfigError, ConsulOptions};
 use crate::guarded::{Attempted, Look, Shared, conflict};
 use crate::http::Http;
 use crate::notes::{ClaimState, Known};
+use crate::session;
 use crate::several;
 use crate::transport::Transport;
 use crate::watch::Watches;
-use crate::wire::{CreateSession, LOCK_FLAGS, Op, encode_value, go_duration, json, parse_go_duration};
+use crate::wire::{LOCK_FLAGS, Op, encode_value, json, parse_go_duration};
 
 /// A store of locks on Consul; cheap to clone, clones share connections and knowledge.
 #[derive(Clone, Debug)]
@@ -33,8 +34,8 @@ pub struct Consul {
 
 /// The largest published metadata: a transaction takes 512 KiB of JSON, in which the value stands in base64.
 const METADATA_BYTES: usize = 380_000;
-/// How long Consul may delay the next holder of a key at most. Sessions of ours ask for none, those of others may.
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// How long Consul may delay the next holder of a key at most. Sessions with checks ask for it, and those of others may.
+const LONGEST_DELAY: Duration = ConsulOptions::LONGEST_LOCK_DELAY;
 
 impl Consul {
     /// A backend with these options; sends nothing.
@@ -64,9 +65,10 @@ impl Consul {
         capabilities.evicts = true;
         capabilities.claims_at_once = Some(several::MOST);
         capabilities.guards_writes = true;
-        let (api, watches) = (Api::new(transport, options.attempt), Watches::new(options.max_connections));
+        let (api, watches) = (Api::new(transport, options), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
-        Self { shared: Arc::new(Shared { api, capabilities, notes: Mutex::default(), watches }) }
+        let sessions = options.sessions.clone();
+        Self { shared: Arc::new(Shared { api, capabilities, sessions, notes: Mutex::default(), watches }) }
     }
 
     /// A backend configured by the environment, see [`ConsulOptions::from_env`].
@@ -96,16 +98,7 @@ impl LockBackend for Consul {
     }
 
     async fn open(&self, request: &SessionRequest) -> Result<Session, BackendError> {
-        let body = CreateSession {
-            name: format!("dlock:{}", request.owner),
-            ttl: go_duration(request.ttl),
-            // Always sent: what is left out is 15 s.
-            lock_delay: "0s",
-            behavior: "release",
-            node_checks: [],
-        };
-        let id = self.shared.api.create_session(&body).await?;
-        Ok(Session { id, ttl: request.ttl })
+        session::open(&self.shared.api, &self.shared.sessions, request).await
     }
 
     async fn renew(&self, session: &SessionId) -> Result<Renewal, BackendError> {

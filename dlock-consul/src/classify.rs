@@ -18,8 +18,12 @@ pub(crate) struct Asked<'a> {
 /// The ACL rule without which a request is refused.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Needs<'a> {
-    SessionWrite,
+    SessionWrite {
+        /// The node of the session, unless it is the agent's.
+        node: Option<&'a str>,
+    },
     SessionRead,
+    NodeWrite(&'a str),
     KeyWrite(&'a str),
     KeyRead(&'a str),
     /// Of many keys at once.
@@ -29,7 +33,11 @@ pub(crate) enum Needs<'a> {
 impl Needs<'_> {
     fn rule(self) -> String {
         match self {
-            Self::SessionWrite => {
+            Self::SessionWrite { node: Some(node) } => format!(r#"session "{node}" {{ policy = "write" }}"#),
+            Self::NodeWrite(node) => {
+                format!(r#"node "{node}" {{ policy = "write" }}, or somebody who has it must register the node {node:?} before"#)
+            }
+            Self::SessionWrite { node: None } => {
                 r#"session_prefix "" { policy = "write" }, or session "<node>" with the name of the agent's node"#.to_owned()
             }
             Self::SessionRead => r#"session_prefix "" { policy = "read" }"#.to_owned(),
@@ -53,6 +61,14 @@ pub(crate) fn status(asked: Asked<'_>, status: u16, body: &str) -> BackendError 
         429 => ErrorKind::Overloaded,
         // Consul's own limit says so; from anything in between, a 503 may come after the request was passed on.
         503 if body.contains("rate limit") => ErrorKind::Overloaded,
+        400 if ["\"ns\"", "\"partition\""].iter().any(|name| body.contains(&format!("parameter: {name}"))) => {
+            let message = format!(
+                "{}: this Consul has no namespaces or partitions, which are a feature of Consul Enterprise; set none (CONSUL_NAMESPACE, \
+                 CONSUL_PARTITION), or put a prefix before the keys",
+                asked.what
+            );
+            return BackendError::new(ErrorKind::Invalid, message);
+        }
         300..=399 | 400 | 405 | 413 => ErrorKind::Invalid,
         500 if is_definitive(body) => return definitive(asked, body),
         _ => unsure,
@@ -91,7 +107,7 @@ pub(crate) fn denied(asked: Asked<'_>, body: &str) -> BackendError {
 fn is_definitive(body: &str) -> bool {
     ["Permission denied", "ACL not found", "Invalid Session TTL", "Missing check", "is in critical state", "No path to datacenter"]
         .iter()
-        .chain(&["Missing node registration", "Invalid Behavior", "failed session lookup", "missing session"])
+        .chain(&["Invalid Behavior", "failed session lookup", "missing session"])
         .any(|text| body.contains(text))
 }
 
@@ -99,13 +115,30 @@ fn definitive(asked: Asked<'_>, body: &str) -> BackendError {
     if body.contains("Permission denied") || body.contains("ACL not found") {
         return denied(asked, body);
     }
+    if body.contains("No path to datacenter") {
+        let message = format!("{}: the agent knows no servers of the datacenter that was asked for", asked.what);
+        return BackendError::new(ErrorKind::Invalid, message);
+    }
     if let Some((min, max)) = ttl_range(body) {
         let message = format!("{}: this Consul accepts a ttl from {min:?} to {max:?} (session_ttl_min)", asked.what);
         return BackendError::new(ErrorKind::Invalid, message);
     }
-    // A check may be missing or critical for a moment only, right after an agent has started.
-    let kind = if body.contains("heck") { ErrorKind::Transient } else { ErrorKind::Invalid };
-    BackendError::new(kind, format!("{}: Consul answered {}", asked.what, excerpt(body)))
+    if let Some(check) = between(body, "Check '", "' is in critical state") {
+        let message = format!("{}: the check {check:?} is critical, and Consul opens no session until it is not", asked.what);
+        return BackendError::new(ErrorKind::Transient, message);
+    }
+    if let Some(check) = between(body, "Missing check '", "' registration") {
+        // As it is for a moment when an agent or a service has just started.
+        let message = format!("{}: the session's node has no check with the id {check:?}, or not yet", asked.what);
+        return BackendError::new(ErrorKind::Transient, message);
+    }
+    BackendError::new(ErrorKind::Invalid, format!("{}: Consul answered {}", asked.what, excerpt(body)))
+}
+
+/// What an answer says between two texts.
+fn between(body: &str, before: &str, after: &str) -> Option<String> {
+    let (_, rest) = body.split_once(before)?;
+    Some(excerpt(rest.split_once(after)?.0))
 }
 
 /// The bounds in `Invalid Session TTL '9000000000', must be between [10s=24h0m0s]`.
@@ -148,6 +181,8 @@ mod tests {
             (500, "rpc error making call: Permission denied", ErrorKind::Denied),
             (500, "Invalid Session TTL '9000000000', must be between [10s=24h0m0s]", ErrorKind::Invalid),
             (500, "No path to datacenter", ErrorKind::Invalid),
+            (500, "rpc error making call: Check 'disk' is in critical state", ErrorKind::Transient),
+            (500, "Missing check 'disk' registration", ErrorKind::Transient),
             (503, "rate limit exceeded for operation that can only be performed by the leader", ErrorKind::Overloaded),
             (301, "", ErrorKind::Invalid),
             (502, "bad gateway", ErrorKind::Ambiguous),
@@ -174,6 +209,13 @@ mod tests {
     fn messages_name_what_is_missing() {
         let denied = status(WRITE, 403, "Permission denied").to_string();
         assert!(denied.contains(r#"key "locks/a" { policy = "write" }"#), "{denied}");
+        for body in ["Check 'disk' is in critical state", "Missing check 'disk' registration"] {
+            let told = status(WRITE, 500, body).to_string();
+            assert!(told.contains("check") && told.contains(r#""disk""#), "{told}");
+        }
+        let no_namespaces = "Bad request: Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature";
+        let no_namespaces = status(WRITE, 400, no_namespaces).to_string();
+        assert!(no_namespaces.contains("CONSUL_NAMESPACE"), "{no_namespaces}");
         let range = "Invalid Session TTL '9000000000', must be between [10s=24h0m0s]";
         let range = status(WRITE, 500, range).to_string();
         assert!(range.contains("from 10s to 86400s"), "{range}");

@@ -6,6 +6,7 @@ use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, FencingT
 
 use crate::api::Api;
 use crate::classify::{Asked, Needs, excerpt};
+use crate::config::SessionOptions;
 use crate::notes::{ClaimState, Known, Notes};
 use crate::watch::Watches;
 use crate::wire::{Entry, LOCK_FLAGS, Op, TxnError, encode_value};
@@ -14,6 +15,7 @@ use crate::wire::{Entry, LOCK_FLAGS, Op, TxnError, encode_value};
 pub(crate) struct Shared {
     pub(crate) api: Api,
     pub(crate) capabilities: Capabilities,
+    pub(crate) sessions: SessionOptions,
     pub(crate) notes: Mutex<Notes>,
     pub(crate) watches: Watches,
 }

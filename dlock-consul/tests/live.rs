@@ -387,26 +387,6 @@ async fn a_missing_permission_is_named() {
 }
 
 #[tokio::test]
-async fn tls_trusts_the_given_authority_and_no_other() {
-    let agent = ConsulAgent::builder().tls().start().await.unwrap();
-    let address = agent.tls_url().replace("consul+https", "https");
-    let request = SessionRequest { id: SessionId::new("x"), ttl: Duration::from_secs(60), owner: "o".into() };
-    let trusting = ConsulOptions::new().address(&address).unwrap().ca_certificate(agent.ca_certificate().unwrap());
-    Consul::new(trusting).unwrap().open(&request).await.unwrap();
-    let system = ConsulOptions::new().address(&address).unwrap();
-    let error = Consul::new(system).unwrap().open(&request).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Transient);
-}
-
-#[tokio::test]
-async fn any_certificate_will_do_for_whoever_says_so() {
-    let agent = ConsulAgent::builder().tls().start().await.unwrap();
-    let address = agent.tls_url().replace("consul+https", "https");
-    let options = ConsulOptions::new().address(&address).unwrap().accept_invalid_certificates(true);
-    open(&Consul::new(options).unwrap(), Duration::from_secs(60)).await;
-}
-
-#[tokio::test]
 async fn a_unix_socket_serves_as_well() {
     let agent = ConsulAgent::builder().with_unix_socket().start().await.unwrap();
     let url = format!("consul+unix://{}", agent.unix_socket().display());

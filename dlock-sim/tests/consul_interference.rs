@@ -40,6 +40,21 @@ async fn an_ended_session_is_the_reason_every_time() {
 }
 
 #[tokio::test]
+async fn a_check_that_turns_critical_is_told_as_the_end_of_the_session() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let check = r#"{"ID":"disk","Name":"disk","TTL":"1h","Status":"passing"}"#;
+    put(&agent, "/v1/agent/check/register", check).await;
+    let options = options(&agent.address().to_string()).node_checks(["disk"]);
+    let locker = Locker::builder(Consul::new(options).unwrap()).ttl(LONG).build().unwrap();
+    // Opened once the agent has told the catalog of the check.
+    let guard = locker.lock("checked").await.unwrap();
+    put(&agent, "/v1/agent/check/fail/disk", "").await;
+    assert_eq!(tokio::time::timeout(LONG / 10, guard.lost()).await, Ok(Loss::SessionGone));
+    put(&agent, "/v1/agent/check/pass/disk", "").await;
+    assert!(matches!(locker.try_lock("another").await, Ok(Some(_))), "another session is opened");
+}
+
+#[tokio::test]
 async fn beyond_sixteen_locks_interference_is_told_within_a_third_of_the_ttl() {
     let ttl = Duration::from_secs(6);
     let bench = bench(ttl).await;

@@ -32,6 +32,7 @@ pub struct ConsulBuilder {
     ttl_min: Option<String>,
     acl: bool,
     tls: bool,
+    client_certificates: bool,
     unix_socket: bool,
     persistent: bool,
     /// Of how many servers, with the ports of the others to join.
@@ -40,7 +41,15 @@ pub struct ConsulBuilder {
 
 impl Default for ConsulBuilder {
     fn default() -> Self {
-        Self { ttl_min: Some("200ms".to_owned()), acl: false, tls: false, unix_socket: false, persistent: false, cluster: None }
+        Self {
+            ttl_min: Some("200ms".to_owned()),
+            acl: false,
+            tls: false,
+            client_certificates: false,
+            unix_socket: false,
+            persistent: false,
+            cluster: None,
+        }
     }
 }
 
@@ -81,9 +90,19 @@ impl ConsulAgent {
         format!("consul+https://localhost:{}", self.ports.https)
     }
 
-    /// The authority that signed its certificate, for agents with TLS.
+    /// Where it listens for HTTPS, for agents with TLS.
+    pub fn tls_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.https).into()
+    }
+
+    /// The authority that signed its certificate and the client's, for agents with TLS.
     pub fn ca_certificate(&self) -> Option<&Path> {
         self.tls.as_ref().map(|files| files.ca.as_path())
+    }
+
+    /// A certificate for a client and its key, for agents with TLS.
+    pub fn client_certificate(&self) -> Option<(&Path, &Path)> {
+        self.tls.as_ref().map(|files| (files.client_certificate.as_path(), files.client_key.as_path()))
     }
 
     /// Its unix socket, for agents with one.
@@ -195,6 +214,13 @@ impl ConsulBuilder {
         self
     }
 
+    /// Listens for HTTPS too, and lets nobody in there without a certificate of its own authority.
+    #[must_use]
+    pub fn client_certificates(mut self) -> Self {
+        self.client_certificates = true;
+        self.tls()
+    }
+
     /// Listens on a unix socket too.
     #[must_use]
     pub fn with_unix_socket(mut self) -> Self {
@@ -273,6 +299,9 @@ impl ConsulBuilder {
                 files.certificate.display(),
                 files.key.display()
             );
+        }
+        if self.client_certificates {
+            config += "verify_incoming = true\n";
         }
         let socket = folder.join("http.sock");
         let addresses = if self.unix_socket { format!("127.0.0.1 unix://{}", socket.display()) } else { "127.0.0.1".to_owned() };

@@ -18,7 +18,11 @@ pub fn consul_config(bytes: &[u8]) {
     let lookup = |name: &str| given(name).map(|value| value.replace('*', SECRET));
 
     let outcome = ConsulOptions::from_lookup(lookup);
-    let hidden = given("CONSUL_HTTP_ADDR").is_none_or(hides_all) && given("CONSUL_CACERT").is_none_or(|path| !path.contains('*'));
+    // Names of files, of servers and of parts of Consul are told as they are.
+    let files = ["CONSUL_CACERT", "CONSUL_CAPATH", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"];
+    let mut shown = files.iter().chain(&["CONSUL_TLS_SERVER_NAME", "CONSUL_NAMESPACE", "CONSUL_PARTITION"]);
+    let shows_some = shown.any(|name| given(name).is_some_and(|value| value.contains('*')));
+    let hidden = given("CONSUL_HTTP_ADDR").is_none_or(hides_all) && !shows_some;
     tells_no_secret(&outcome, hidden);
     if let Ok(options) = &outcome {
         says_what_was_given(options, given("CONSUL_HTTP_ADDR").filter(|address| !address.is_empty()), &lookup);
@@ -30,7 +34,7 @@ pub fn consul_config(bytes: &[u8]) {
     let Ok(options) = ConsulOptions::from_lookup(elsewhere) else { return };
     let tls = options.tls;
     let outcome = options.at_url(&url.replace('*', SECRET));
-    tells_no_secret(&outcome, hides_all(url) && given("CONSUL_CACERT").is_none_or(|path| !path.contains('*')));
+    tells_no_secret(&outcome, hides_all(url) && !shows_some);
     if let Ok(options) = &outcome {
         let (scheme, _) = url.split_once("://").expect("a URL has a scheme");
         if let Address::Http(address) = &options.address {

@@ -4,8 +4,8 @@
 //! the corpus on a stable compiler.
 
 // Included, so that what reads the environment need not be public.
-#[allow(dead_code)]
-#[path = "../../../dlock-consul/src/config.rs"]
+#[allow(dead_code, unused_imports)]
+#[path = "../../../dlock-consul/src/config/mod.rs"]
 mod config;
 mod consul;
 mod consul_answers;
