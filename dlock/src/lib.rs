@@ -104,7 +104,7 @@ mod undo;
 pub use amend::AmendError;
 pub use connect::{ConnectError, backend, builder, connect};
 #[cfg(feature = "consul")]
-pub use dlock_consul::{ConfigError as ConsulConfigError, Consul, ConsulOptions, consul_operations};
+pub use dlock_consul::{Behavior as ConsulBehavior, ConfigError as ConsulConfigError, Consul, ConsulOptions, consul_operations};
 pub use dlock_core::{
     BackendError, Capabilities, ClaimId, ErrorKind, FencingToken, Holder, Inspection, InvalidKey, InvalidRetryPolicy, Key, Limits,
     LockBackend, Loss, Metadata, Mode, Ownership, Published, ReservedName, RetryPolicy, SessionId, TtlRange,
