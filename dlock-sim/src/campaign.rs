@@ -309,7 +309,7 @@ fn replays() -> String {
 fn budget(tier: Tier) -> usize {
     match tier {
         Tier::Machines => 40_000,
-        Tier::Locker => 8_000,
+        Tier::Locker | Tier::Beside => 8_000,
         Tier::Wire | Tier::WireEtcd => 400,
     }
 }

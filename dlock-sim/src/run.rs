@@ -29,7 +29,7 @@ pub struct Run {
 pub fn run(plan: &Plan) -> Run {
     let Ran { struck, history } = match plan.tier {
         Tier::Machines => machines::run(plan),
-        Tier::Locker => locker::run(plan),
+        Tier::Locker | Tier::Beside => locker::run(plan),
         Tier::Wire | Tier::WireEtcd => wire::run(plan),
     };
     let violation = check(plan, &history);

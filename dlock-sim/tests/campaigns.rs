@@ -1,13 +1,15 @@
 //! Many schedules of every simulator: each keeps what is promised, each is the same every time, and together they meet what matters.
 //!
-//! `DLOCK_SIM_MACHINES`, `DLOCK_SIM_LOCKER`, `DLOCK_SIM_WIRE` and `DLOCK_SIM_WIRE_ETCD` say how many schedules of each simulator are run;
+//! `DLOCK_SIM_MACHINES`, `DLOCK_SIM_LOCKER`, `DLOCK_SIM_BESIDE`, `DLOCK_SIM_WIRE` and `DLOCK_SIM_WIRE_ETCD` say how many schedules of each simulator are run;
 //! `DLOCK_SIM_SEEDS=a..b` chooses other seeds, for all of them.
 #![allow(missing_docs)]
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use dlock_sim::campaign::{Campaign, Report, seeds_or};
-use dlock_sim::plan::Tier;
+use dlock_sim::check::together;
+use dlock_sim::plan::{Plan, Tier};
 use dlock_sim::run::run;
 use dlock_sim::sometimes::Sometimes;
 
@@ -47,6 +49,26 @@ fn the_locker_keeps_its_promises() {
 }
 
 #[test]
+fn those_who_share_and_those_who_take_several_keep_theirs() {
+    prove(Tier::Beside, budget("DLOCK_SIM_BESIDE", 20_000));
+    let (mut most, mut alone, mut keys) = (BTreeMap::new(), 0, 0);
+    for seed in 0..300 {
+        let plan = Plan::of_seed(Tier::Beside, seed);
+        let tenancy = plan.tenancy().expect("clients of this simulator want something");
+        let met = together(&plan, tenancy, &run(&plan).history);
+        let seen = most.entry(format!("{tenancy:?}")).or_insert(0);
+        *seen = met.most.max(*seen);
+        alone += u32::from(met.alone_after_shared);
+        keys = keys.max(met.keys);
+    }
+    println!("proof: Beside: at most held together: {most:?}; alone after shared in {alone} schedules, up to {keys} keys at once");
+    for (tenancy, reached) in [("Permits(1)", 1), ("Permits(2)", 2), ("Permits(3)", 3)] {
+        assert_eq!(most[tenancy], reached, "{tenancy}");
+    }
+    assert!(most["ReadWrite"] >= 3 && alone > 0 && keys >= 3);
+}
+
+#[test]
 fn consuls_client_keeps_its_promises() {
     prove(Tier::Wire, budget("DLOCK_SIM_WIRE", 2_000));
 }
@@ -58,7 +80,7 @@ fn etcds_client_keeps_its_promises() {
 
 #[test]
 fn five_hundred_seeds_give_the_same_histories_twice() {
-    for tier in [Tier::Machines, Tier::Locker, Tier::Wire, Tier::WireEtcd] {
+    for tier in [Tier::Machines, Tier::Locker, Tier::Beside, Tier::Wire, Tier::WireEtcd] {
         let differs = Campaign::new(tier, 0..500).undetermined(run);
         assert!(differs.is_none(), "{tier:?}: {differs:?}");
     }

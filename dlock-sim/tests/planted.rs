@@ -19,7 +19,7 @@ fn schedules(tier: Tier) -> u64 {
 const FAULTS: usize = 3;
 
 /// The simulators that a bug is looked for in, the fastest first.
-const TIERS: [Tier; 3] = [Tier::Machines, Tier::Locker, Tier::WireEtcd];
+const TIERS: [Tier; 4] = [Tier::Machines, Tier::Locker, Tier::Beside, Tier::WireEtcd];
 
 /// Runs schedules until some fail; how many that takes is the same on every machine.
 fn caught(tier: Tier) -> Option<(u64, Report)> {

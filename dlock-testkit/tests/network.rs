@@ -27,7 +27,7 @@ impl Told {
 }
 
 impl Network for Told {
-    fn leaves(&self, _: Call, _: Option<&Claim>) -> Route {
+    fn leaves(&self, _: Call, _: &[&Claim]) -> Route {
         let (request, reply) = self.next.lock().unwrap().pop_front().unwrap_or(AT_ONCE);
         let mut homeward = self.homeward.lock().unwrap();
         homeward.push(reply);

@@ -21,6 +21,8 @@
 //! | H3 | a grant outlives its acquisition, which was refused, lost, given back or crashed, for longer than it takes to lapse |
 //! | H4 | a secret is told; simulated clients have none, so that it is looked for in the logs of the live runs |
 //!
+//! Where keys are shared, or several are taken at once, [`beside`] judges by S3, L1, H1 and H2 alone.
+//!
 //! **Excuses.** A paused client cannot be told anything: S3, S4 and S6 wait for its first step. A client whose grant an operator ended hears of
 //! it by its next audit: S3 waits for that, and longer while faults keep it from asking. A crashed client believes nothing.
 
@@ -33,6 +35,7 @@ use crate::history::{Event, History};
 use crate::plan::Plan;
 use crate::wgl;
 
+pub(crate) mod beside;
 mod bounds;
 mod hygiene;
 pub(crate) mod ledger;
@@ -41,6 +44,7 @@ mod safety;
 #[cfg(test)]
 pub(crate) mod sketch;
 
+pub use beside::{Together, together};
 use bounds::Bounds;
 use ledger::Ledger;
 use liveness::Liveness;
@@ -122,6 +126,9 @@ const SEARCH: usize = 200_000;
 
 /// The first broken promise of a history, if there is one.
 pub fn check(plan: &Plan, history: &History) -> Option<Violation> {
+    if let Some(tenancy) = plan.tenancy() {
+        return beside::check(plan, tenancy, history);
+    }
     let bounds = Bounds::of(&plan.config);
     let mut ledger = Ledger::default();
     let (mut safety, mut liveness) = (Safety::default(), Liveness::default());

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock::{Held, Leadership, LockError, LockGuard, Locker, Lost, ReleaseOutcome, ReleaseUnknown, RunError};
+use dlock::{AllGuard, Held, Leadership, LockError, LockGuard, Locker, Lost, ReleaseOutcome, ReleaseUnknown, RunError};
 use dlock_testkit::memory::Control;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -17,7 +17,7 @@ use super::network::ms;
 use super::tenure::{Tenure, Working};
 use super::world::{NUMBER, World};
 use crate::history::{Event, Op, Outcome, Refusal};
-use crate::plan::{Fault, Site};
+use crate::plan::{Fault, Site, Tenancy};
 
 /// One client: a locker, and workers that want its lock.
 pub(super) struct Client {
@@ -40,6 +40,7 @@ struct Manner {
 /// What an acquisition brought.
 enum Taken {
     Guard(LockGuard),
+    All(AllGuard),
     Term(Leadership),
     /// It was taken, worked under and given back in one call.
     AndGivenBack,
@@ -130,6 +131,7 @@ impl Client {
         self.world.asks(self.life.client, number, manner.tries);
         match self.through(fault, &manner, self.acquire(&manner)).await {
             Taken::Guard(guard) => self.hold(number, guard.held(), guard.release()).await,
+            Taken::All(guard) => self.hold_all(number, guard).await,
             Taken::Term(term) => self.hold(number, term.held(), term.resign()).await,
             // A term that was over before its work was polled even once was never told to the work.
             Taken::AndGivenBack => self.world.refused(number, Refusal::Failed),
@@ -139,20 +141,23 @@ impl Client {
 
     /// Asks for the lock in one of the ways there are.
     fn acquire(self: &Arc<Self>, manner: &Manner) -> BoxFuture<'static, Taken> {
-        let (number, key) = (manner.number, &self.world.key);
+        let (number, key) = (manner.number, self.world.key());
         let client = Arc::clone(self);
         let work = move |again| {
             let client = Arc::clone(&client);
             move |held: Held| {
                 let client = Arc::clone(&client);
                 async move {
-                    let tenure = Tenure::new(&client.world, &client.life, number, &held, again);
+                    let tenure = Tenure::new(&client.world, &client.life, number, vec![held.clone()], again);
                     client.work(&tenure, &held).await;
                     tenure.gives_up();
                 }
             }
         };
         let way = self.draw(number, What::Way) % 4;
+        if let Some(tenancy) = self.world.tenancy {
+            return self.acquire_beside(manner, tenancy, way == 0);
+        }
         if manner.tries {
             let request = requested!(self.locker.try_lock(key), manner);
             if way == 0 {
@@ -189,6 +194,70 @@ impl Client {
         }
     }
 
+    /// Asks for a share, a permit or several keys.
+    fn acquire_beside(self: &Arc<Self>, manner: &Manner, tenancy: Tenancy, runs: bool) -> BoxFuture<'static, Taken> {
+        let (number, key, locker) = (manner.number, self.world.key(), &self.locker);
+        let reads = tenancy.reads(self.world.config.seed, number);
+        if let Tenancy::Several(_) = tenancy {
+            let wanted = tenancy.wants(self.world.config.seed, number);
+            let keys = wanted.into_iter().filter_map(|key| self.world.keys.get(key as usize));
+            let request = requested!(locker.lock_all(keys), manner);
+            let request = match manner.wait_at_most {
+                Some(most) => request.wait_at_most(most),
+                None => request,
+            };
+            return request.into_future().map(|got| got.map_or_else(|error| Taken::not(&error), Taken::All)).boxed();
+        }
+        if manner.tries {
+            let request = match tenancy {
+                Tenancy::Permits(all) => locker.try_permits(key, all),
+                _ if reads => locker.try_shared(key),
+                _ => locker.try_lock(key),
+            };
+            let tried = requested!(request, manner).into_future();
+            return tried.map(|tried| tried.map_or_else(|error| Taken::not(&error), Taken::of_try)).boxed();
+        }
+        let request = match tenancy {
+            Tenancy::Permits(all) => locker.permits(key, all),
+            _ if reads => locker.shared(key),
+            _ => locker.lock(key),
+        };
+        let request = requested!(request, manner);
+        let request = match manner.wait_at_most {
+            Some(most) => request.wait_at_most(most),
+            None => request,
+        };
+        if !runs {
+            return request.into_future().map(|got| got.map_or_else(|error| Taken::not(&error), Taken::Guard)).boxed();
+        }
+        let client = Arc::clone(self);
+        let work = move |held: Held| async move {
+            let tenure = Tenure::new(&client.world, &client.life, number, vec![held.clone()], false);
+            client.work(&tenure, &held).await;
+            tenure.gives_up();
+        };
+        request.run(work).map(|ran| ran.map_or_else(|error| Taken::after(&error), |()| Taken::AndGivenBack)).boxed()
+    }
+
+    /// Works under several locks, and gives them back: by awaiting that, or by dropping their guard.
+    async fn hold_all(&self, number: Op, guard: AllGuard) {
+        let tenure = Tenure::new(&self.world, &self.life, number, guard.locks().to_vec(), false);
+        let Some(first) = guard.locks().first().cloned() else { return };
+        if self.one_in(2, number, What::Guarded) {
+            _ = guard.guarded(self.work(&tenure, &first)).await;
+        } else {
+            tokio::select! {
+                biased;
+                _ = guard.lost() => {}
+                () = self.work(&tenure, &first) => {}
+            }
+        }
+        tenure.gives_up();
+        if !self.one_in(3, number, What::GivesBack) {
+            guard.release().await;
+        }
+    }
+
     /// Acquires through what strikes meanwhile.
     async fn through(&self, fault: Option<Fault>, manner: &Manner, acquiring: BoxFuture<'static, Taken>) -> Taken {
         let mut acquiring = acquiring;
@@ -215,7 +284,7 @@ impl Client {
 
     /// Works under a lock that was taken, and gives it back: by awaiting that, or by dropping it with the guard in it.
     async fn hold(&self, number: Op, held: Held, giving_back: impl Future<Output = Result<ReleaseOutcome, ReleaseUnknown>>) {
-        let tenure = Tenure::new(&self.world, &self.life, number, &held, false);
+        let tenure = Tenure::new(&self.world, &self.life, number, vec![held.clone()], false);
         let op = tenure.op;
         let worked = if self.one_in(2, number, What::Guarded) {
             held.guarded(self.work(&tenure, &held)).await
@@ -280,9 +349,9 @@ impl Client {
         match fault {
             Fault::Pause(millis) => self.life.pause(ms(millis)).await,
             Fault::Crash => match self.life.crash().await {},
-            Fault::EndSession => _ = self.control.expire_session_of(&self.world.key),
-            Fault::DeleteKey => self.control.delete(&self.world.key),
-            Fault::ReleaseByForce => _ = self.control.release_by_force(&self.world.key),
+            Fault::EndSession => _ = self.control.expire_session_of(self.world.key()),
+            Fault::DeleteKey => self.control.delete(self.world.key()),
+            Fault::ReleaseByForce => _ = self.control.release_by_force(self.world.key()),
             _ => unreachable!("{fault:?} strikes calls only"),
         }
     }

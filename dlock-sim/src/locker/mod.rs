@@ -46,8 +46,12 @@ pub fn run(plan: &Plan) -> Ran {
 
 async fn simulate(plan: &Plan) -> Ran {
     let config = &plan.config;
-    let key = Key::new("k").unwrap_or_else(|error| unreachable!("a key of one letter is valid: {error}"));
-    let world = Arc::new(World::new(plan, key));
+    let named =
+        |name: String| Key::new(name).unwrap_or_else(|error| unreachable!("a letter and a number are a valid key: {error}"));
+    let keys = plan
+        .tenancy()
+        .map_or_else(|| vec![named("k".to_owned())], |tenancy| (0..tenancy.keys()).map(|n| named(format!("k{n}"))).collect());
+    let world = Arc::new(World::new(plan, keys));
     let memory = store(config, &world);
     let control = memory.control();
     let time = tokio::spawn(async move { control.keep_time().await });

@@ -25,10 +25,10 @@ const HOME: u64 = 2;
 const HOW: u64 = 3;
 
 impl Network for Link {
-    fn leaves(&self, call: Call, claim: Option<&Claim>) -> Route {
+    fn leaves(&self, call: Call, claims: &[&Claim]) -> Route {
         let site = site(call);
         let mut state = self.world.state();
-        if let Some(claim) = claim {
+        for claim in claims {
             state.learn(claim);
         }
         let (slot, fault) = state.visit(site, self.client);

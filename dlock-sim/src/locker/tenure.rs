@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dlock::Held;
+use dlock::{Held, Loss};
 
 use super::life::Life;
 use super::world::World;
@@ -29,21 +29,26 @@ pub(super) struct Tenure {
     world: Arc<World>,
     life: Arc<Life>,
     number: Op,
-    held: Held,
+    locks: Vec<Held>,
     /// Whether the acquisition goes on by itself when the lock is lost.
     campaigns_again: bool,
     pub(super) op: Op,
 }
 
 impl Tenure {
-    pub(super) fn new(world: &Arc<World>, life: &Arc<Life>, number: Op, held: &Held, campaigns_again: bool) -> Self {
-        let op = world.holds(number, held.clone());
-        Self { world: Arc::clone(world), life: Arc::clone(life), number, held: held.clone(), campaigns_again, op }
+    pub(super) fn new(world: &Arc<World>, life: &Arc<Life>, number: Op, locks: Vec<Held>, campaigns_again: bool) -> Self {
+        let op = world.holds(number, locks.clone());
+        Self { world: Arc::clone(world), life: Arc::clone(life), number, locks, campaigns_again, op }
+    }
+
+    /// Why one of the locks is not held any more.
+    fn lost(&self) -> Option<Loss> {
+        self.locks.iter().find_map(|held| held.check().err()).map(|lost| lost.reason)
     }
 
     /// Ends it; says whether the lock was held until now.
     pub(super) fn gives_up(self) -> bool {
-        self.held.check().is_ok()
+        self.lost().is_none()
     }
 }
 
@@ -52,7 +57,7 @@ impl Drop for Tenure {
         if self.life.has_crashed() {
             return;
         }
-        let lost = self.held.check().err().map(|lost| lost.reason);
+        let lost = self.lost();
         self.world.holds_no_more(self.op, lost);
         if lost.is_some() && self.campaigns_again {
             self.world.campaigns_again(self.number);

@@ -12,12 +12,14 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::history::{End, Event, History, Op, Refusal};
-use crate::plan::{Config, Fault, Plan, Site, Slot, Struck, Weather};
+use crate::plan::{Config, Fault, Plan, Site, Slot, Struck, Tenancy, Weather};
 
 /// The observer of a run: keeps the history, decides what strikes, and holds the resources that the lock protects.
 pub(super) struct World {
     pub(super) config: Config,
-    pub(super) key: Key,
+    pub(super) tenancy: Option<Tenancy>,
+    /// The first is the one that is contended for where there is no other.
+    pub(super) keys: Vec<Key>,
     began: Instant,
     state: Mutex<State>,
     /// Told when the last of the clients' workers is done.
@@ -42,10 +44,10 @@ pub(super) struct State {
     asking: BTreeMap<Op, Asking>,
     /// Whose each claim is.
     claims: BTreeMap<ClaimId, (u8, Op)>,
-    /// What the store grants now.
-    granted: Option<(ClaimId, FencingToken)>,
-    /// How many grants were seen.
-    grants: usize,
+    /// What the store grants now, in the order of the grants.
+    granted: Vec<(ClaimId, FencingToken)>,
+    /// How many grants of each key were seen.
+    grants: Vec<usize>,
     interfered: BTreeSet<ClaimId>,
     /// The locks that clients hold as far as they know.
     beliefs: BTreeMap<Op, Belief>,
@@ -75,7 +77,8 @@ struct Asking {
 
 struct Belief {
     client: u8,
-    held: Held,
+    /// What it holds: one lock, or several that it holds together.
+    locks: Vec<Held>,
     /// Noted once.
     false_noted: bool,
 }
@@ -84,7 +87,7 @@ struct Belief {
 const LATER_TERMS: Op = 0x1_0000;
 
 impl World {
-    pub(super) fn new(plan: &Plan, key: Key) -> Self {
+    pub(super) fn new(plan: &Plan, keys: Vec<Key>) -> Self {
         let began = Instant::now();
         let state = State {
             began,
@@ -97,8 +100,8 @@ impl World {
             workers: 0,
             asking: BTreeMap::new(),
             claims: BTreeMap::new(),
-            granted: None,
-            grants: 0,
+            granted: Vec::new(),
+            grants: vec![0; keys.len()],
             interfered: BTreeSet::new(),
             beliefs: BTreeMap::new(),
             fence: Fence::new(),
@@ -106,7 +109,12 @@ impl World {
             written_before: BTreeMap::new(),
             next_term: LATER_TERMS,
         };
-        Self { config: plan.config.clone(), key, began, state: Mutex::new(state), idle: Notify::new() }
+        Self { config: plan.config.clone(), tenancy: plan.tenancy(), keys, began, state: Mutex::new(state), idle: Notify::new() }
+    }
+
+    /// The key that is contended for where there is no other.
+    pub(super) fn key(&self) -> &Key {
+        &self.keys[0]
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -144,14 +152,14 @@ impl World {
     }
 
     /// It is told that it holds the lock; by what number this is to be known.
-    pub(super) fn holds(&self, number: Op, held: Held) -> Op {
+    pub(super) fn holds(&self, number: Op, locks: Vec<Held>) -> Op {
         let mut state = self.state();
         let Some(asking) = state.asking.get_mut(&number) else { unreachable!("only who asks comes to hold") };
         asking.wants = false;
         let (client, op) = (asking.client, asking.op);
-        let token = held.token().map_or(0, FencingToken::get);
+        let token = token_of(&locks);
         state.note(Some(client), Event::Held { op, token });
-        state.beliefs.insert(op, Belief { client, held, false_noted: false });
+        state.beliefs.insert(op, Belief { client, locks, false_noted: false });
         // The grant may be gone already.
         state.ask_beliefs();
         op
@@ -275,17 +283,16 @@ impl State {
     /// Asks every client whether it would say that it holds the lock, and notes those who are wrong. Does not change their minds.
     pub(super) fn ask_beliefs(&mut self) {
         let now = Instant::now();
-        let granted = self.granted.map(|(claim, _)| claim);
+        let right = |claim: ClaimId| self.granted.iter().any(|(granted, _)| *granted == claim) || self.interfered.contains(&claim);
         let mut wrong = Vec::new();
         for (op, belief) in &mut self.beliefs {
-            let (held, claim) = (&belief.held, belief.held.claim());
-            if belief.false_noted || granted == Some(claim) || self.interfered.contains(&claim) {
+            if belief.false_noted || belief.locks.iter().all(|held| right(held.claim())) {
                 continue;
             }
             // Only before its deadline is a guard asked, since past it the question itself would tell the client.
-            if now < held.valid_until() && held.check().is_ok() {
+            if belief.locks.iter().all(|held| now < held.valid_until() && held.check().is_ok()) {
                 belief.false_noted = true;
-                wrong.push((belief.client, *op, held.token().map_or(0, FencingToken::get)));
+                wrong.push((belief.client, *op, token_of(&belief.locks)));
             }
         }
         for (client, op, token) in wrong {
@@ -297,8 +304,16 @@ impl State {
         self.claims.get(&claim).map_or(Op::MAX, |(_, op)| *op)
     }
 
-    fn ended(&mut self, by: ChangedBy) {
-        let Some((claim, token)) = self.granted.take() else { return };
+    /// The grants that the store does not know any more have ended.
+    fn ended(&mut self, by: ChangedBy, still: impl Fn(ClaimId) -> bool) {
+        let (granted, ended): (Vec<_>, Vec<_>) = self.granted.drain(..).partition(|(claim, _)| still(*claim));
+        self.granted = granted;
+        for (claim, token) in ended {
+            self.end(by, claim, token);
+        }
+    }
+
+    fn end(&mut self, by: ChangedBy, claim: ClaimId, token: FencingToken) {
         let cause = match by {
             ChangedBy::Request => End::GivenBack,
             ChangedBy::Time => End::Lapsed,
@@ -312,26 +327,31 @@ impl State {
     }
 }
 
+/// The token of the first, where there is one.
+fn token_of(locks: &[Held]) -> u64 {
+    locks.first().and_then(Held::token).map_or(0, FencingToken::get)
+}
+
 /// The metadata by which the store knows to which acquisition a claim belongs.
 pub(super) const NUMBER: &str = "op";
 
 impl Observer for World {
     fn changed(&self, store: &Store, by: ChangedBy) {
         let mut state = self.state();
-        let grants = store.grants(&self.key);
-        for grant in &grants[state.grants..] {
-            state.ended(by);
-            state.granted = Some((grant.claim, grant.token));
-            let written = state.unfenced.len();
-            state.written_before.insert(grant.token.get(), written);
-            let op = state.op_of(grant.claim);
-            state.note(None, Event::Granted { op, token: grant.token.get() });
+        let holders: BTreeSet<ClaimId> = self.keys.iter().flat_map(|key| store.holders_of(key)).collect();
+        for (nth, key) in self.keys.iter().enumerate() {
+            let grants = store.grants(key);
+            for grant in &grants[state.grants[nth]..] {
+                state.ended(by, |claim| holders.contains(&claim));
+                state.granted.push((grant.claim, grant.token));
+                let written = state.unfenced.len();
+                state.written_before.insert(grant.token.get(), written);
+                let op = state.op_of(grant.claim);
+                state.note(None, Event::Granted { op, token: grant.token.get() });
+            }
+            state.grants[nth] = grants.len();
         }
-        state.grants = grants.len();
-        let holder = store.holder_of(&self.key).map(|(_, claim, _)| claim);
-        if state.granted.is_some_and(|(claim, _)| holder != Some(claim)) {
-            state.ended(by);
-        }
+        state.ended(by, |claim| holders.contains(&claim));
         state.ask_beliefs();
     }
 }

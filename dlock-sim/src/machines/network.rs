@@ -104,7 +104,9 @@ impl World<'_> {
                 match request {
                     Request::Open { .. } | Request::Renew(_) => self.look_ahead(),
                     Request::Confirm { .. } | Request::Amend { .. } => {}
-                    Request::Close(_) | Request::Claim { .. } | Request::Release { .. } => self.changed(End::GivenBack),
+                    Request::Close(_) | Request::Claim { .. } | Request::ClaimAll { .. } | Request::Release { .. } => {
+                        self.changed(End::GivenBack);
+                    }
                 }
             }
             Question::Audit { session, claim } => {
@@ -177,7 +179,7 @@ fn site_of(question: &Question) -> Site {
         Question::Request(Request::Open { .. }) => Site::Open,
         Question::Request(Request::Renew(_)) => Site::Renew,
         Question::Request(Request::Close(_)) => Site::Close,
-        Question::Request(Request::Claim { .. }) => Site::Claim,
+        Question::Request(Request::Claim { .. } | Request::ClaimAll { .. }) => Site::Claim,
         Question::Request(Request::Confirm { .. }) => Site::Confirm,
         Question::Request(Request::Release { .. } | Request::Amend { .. }) => Site::Release,
         Question::Wait { .. } => Site::Wait,

@@ -104,6 +104,9 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
+    /// Those after which belief may be false for a while: whoever stands still, or whose lock an operator ends, cannot know.
+    pub const EXCUSE: [Self; 4] = [Self::Pause, Self::EndSession, Self::DeleteKey, Self::ReleaseByForce];
+
     /// All of them.
     pub const ALL: [Self; 14] = [
         Self::LoseRequest,

@@ -10,9 +10,11 @@ use dlock_testkit::memory::Profile;
 use serde::{Deserialize, Serialize};
 
 mod fault;
+mod tenancy;
 mod weather;
 
 pub use fault::{Fault, FaultKind, Site};
+pub use tenancy::Tenancy;
 pub use weather::Weather;
 
 /// Everything that decides a run. The same plan is the same history, to the byte.
@@ -34,6 +36,8 @@ pub enum Tier {
     Machines,
     /// The real `Locker` on the in-memory store in virtual time.
     Locker,
+    /// The same with keys that are shared, permits, and several keys at once: see [`Tenancy`].
+    Beside,
     /// The real `Locker` on the real Consul client, against a fake server over a simulated network.
     Wire,
     /// The real `Locker` on the unmodified etcd-client, against a fake server over a simulated network.
@@ -120,7 +124,10 @@ impl Plan {
         // The margin is 1 %, at least 50 ms; inside it, belief must be true.
         let margin_ppm = (50_000_000 / u64::from(ttl_ms)).max(10_000) as u32;
         let kinds = FaultKind::ALL.into_iter().enumerate();
-        let kinds = kinds.filter(|(n, _)| draw(100 + *n as u64, 2) == 0).map(|(_, kind)| kind).collect();
+        let kinds = kinds.filter(|(n, _)| draw(100 + *n as u64, 2) == 0).map(|(_, kind)| kind);
+        // There, nobody is excused.
+        let excused = |kind: &FaultKind| tier == Tier::Beside && FaultKind::EXCUSE.contains(kind);
+        let kinds = kinds.filter(|kind| !excused(kind)).collect();
         Self {
             tier,
             config: Config {
@@ -128,8 +135,10 @@ impl Plan {
                 // A store behind Consul's client is like Consul, and one behind etcd's like etcd.
                 profile: match tier {
                     Tier::WireEtcd => Profile::Queue,
-                    Tier::Machines | Tier::Locker if draw(1, 2) == 0 => Profile::Queue,
-                    Tier::Machines | Tier::Locker | Tier::Wire => Profile::Slot,
+                    // No slot is shared.
+                    Tier::Beside if !matches!(Tenancy::of_seed(seed), Tenancy::Several(_)) => Profile::Queue,
+                    Tier::Machines | Tier::Locker | Tier::Beside if draw(1, 2) == 0 => Profile::Queue,
+                    Tier::Machines | Tier::Locker | Tier::Beside | Tier::Wire => Profile::Slot,
                 },
                 clients: between(2, 2, 5) as u8,
                 rounds: between(3, 1, 6) as u8,
@@ -145,6 +154,11 @@ impl Plan {
             },
             faults: Faults::Drawn { seed, per_mille: [0, 10, 50, 200][draw(11, 4) as usize], budget: between(12, 0, 8), kinds },
         }
+    }
+
+    /// What clients want in it; `None` where it is one lock.
+    pub fn tenancy(&self) -> Option<Tenancy> {
+        (self.tier == Tier::Beside).then(|| Tenancy::of_seed(self.config.seed))
     }
 
     /// The same run with exactly these faults.

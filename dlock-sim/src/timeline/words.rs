@@ -14,6 +14,7 @@ pub(crate) fn of_plan(plan: &Plan) -> Vec<String> {
         match plan.tier {
             Tier::Machines => "machines",
             Tier::Locker => "locker",
+            Tier::Beside => "beside",
             Tier::Wire => "wire",
             Tier::WireEtcd => "wire, etcd",
         },

@@ -17,7 +17,7 @@ use super::store::Store;
 /// [`arrived`](Self::arrived) and [`replies`](Self::replies) may be called while the store is locked: they must not call back into it.
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// A call leaves the client; `claim` is the one it is about, if it is about one.
-    fn leaves(&self, call: Call, claim: Option<&Claim>) -> Route;
+    fn leaves(&self, call: Call, claims: &[&Claim]) -> Route;
 
     /// The request has reached the store and is applied, or read from, next. A repeated request arrives twice.
     fn arrived(&self, number: u32);

@@ -105,14 +105,14 @@ pub enum Request {
 }
 
 impl Request {
-    /// The claim it is about, if it is about any; the first of several.
-    pub fn claim(&self) -> Option<&Claim> {
+    /// The claims that it is about.
+    pub fn claims(&self) -> Vec<&Claim> {
         match self {
             Self::Claim { claim, .. } | Self::Confirm { claim, .. } | Self::Amend { claim, .. } | Self::Release { claim, .. } => {
-                Some(claim)
+                vec![claim]
             }
-            Self::ClaimAll { claims, .. } => claims.first().map(|(claim, _)| &**claim),
-            Self::Open { .. } | Self::Renew(_) | Self::Close(_) => None,
+            Self::ClaimAll { claims, .. } => claims.iter().map(|(claim, _)| &**claim).collect(),
+            Self::Open { .. } | Self::Renew(_) | Self::Close(_) => Vec::new(),
         }
     }
 }

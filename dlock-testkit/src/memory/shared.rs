@@ -210,7 +210,7 @@ impl Shared {
     }
 
     async fn travel(self: &Arc<Self>, network: &Arc<dyn Network>, call: Call, request: Request) -> Result<Reply, BackendError> {
-        let Route { number, request: outward } = network.leaves(call, request.claim());
+        let Route { number, request: outward } = network.leaves(call, &request.claims());
         let (tell, told) = oneshot::channel();
         let parcel = |tell| Parcel { request: request.clone(), number, network: Arc::clone(network), tell };
         match outward {
@@ -246,7 +246,7 @@ impl Shared {
             return Err(BackendError::new(ErrorKind::Transient, "the reply was lost by a test"));
         }
         let Some(network) = network else { return Ok(answer.await) };
-        let Route { number, request } = network.leaves(call, claim);
+        let Route { number, request } = network.leaves(call, claim.as_slice());
         match request {
             Outward::After(after) | Outward::Twice(after, _) => tokio::time::sleep(after).await,
             other => return Err(not_sent(other).await),

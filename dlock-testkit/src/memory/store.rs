@@ -402,6 +402,12 @@ impl Store {
         Some((&entry.session, entry.claim.id, entry.token))
     }
 
+    /// The claims that hold a key.
+    pub fn holders_of(&self, key: &Key) -> impl Iterator<Item = ClaimId> {
+        let holders = self.keys.get(key).map_or(&[][..], KeyState::holders);
+        holders.iter().map(|entry| entry.claim.id)
+    }
+
     /// Who holds a key, who waits, first come first, and what stands there that is no lock.
     pub fn line(&self, key: &Key) -> (Vec<Holder>, Vec<Holder>, Option<Vec<u8>>) {
         let Some(state) = self.keys.get(key) else { return (Vec::new(), Vec::new(), None) };
