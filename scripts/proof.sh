@@ -29,7 +29,7 @@ said=$(cases "$1"; grep '^proof: ' "$1")
 for part in \
     "conformance on memory, queue:" "conformance on memory, slot:" "conformance on consul:" "conformance on etcd:" "conformance on own_backend:" \
     "suite of the locker on memory, queue:" "suite of the locker on memory, slot:" "suite of the locker on consul:" "suite of the locker on etcd:" \
-    "Machines:" "Locker:" "Wire:" "WireEtcd:" "fake etcd:" "turmoil:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" \
+    "Machines:" "Locker:" "Beside:" "Wire:" "WireEtcd:" "fake etcd:" "turmoil:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" \
     "live on consul:" "live on etcd:" \
     "fuzz corpus, consul_answers:" "fuzz corpus, consul_config:" "fuzz corpus, durations:" "fuzz corpus, etcd_config:" "fuzz corpus, key:" \
     "fuzz corpus, metadata:" "fuzz corpus, plan:" "fuzz corpus, store_url:"; do

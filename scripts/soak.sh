@@ -4,7 +4,7 @@
 # usage: scripts/soak.sh MINUTES
 #
 # About half of the time goes to the live faults, in rounds of five minutes with a cluster and a seed of their own, on one store after the
-# other; the other half to campaigns of the simulators (machines, locker, the wires of Consul and etcd). What is under way when the time is up is finished. Stops at
+# other; the other half to campaigns of the simulators (machines, locker, sharing, the wires of Consul and etcd). What is under way when the time is up is finished. Stops at
 # the first failure, whose output names the seed and what replays it; all output is in target/dlock-sim/soak.log.
 #
 # DLOCK_SOAK_SEED   where the seeds begin; by default the time, so that no two soaks are alike
@@ -35,6 +35,7 @@ mkdir -p "$(dirname "$log")"
 campaigns=(
     "the_machines_keep_their_promises 250000"
     "the_locker_keeps_its_promises 50000"
+    "those_who_share_and_those_who_take_several_keep_theirs 30000"
     "consuls_client_keeps_its_promises 5000"
     "etcds_client_keeps_its_promises 4000"
 )

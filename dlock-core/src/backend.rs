@@ -25,6 +25,10 @@ use crate::{
 ///   copy of that release can ever touch another claim. A backend that cannot fence declares so, or answers
 ///   [`Unfenced`](Release::Unfenced) where it cannot; the session is then retired instead: closed once its last lock is given back.
 /// - **Only `claim` and `confirm` say [`Held`](Standing::Held)**, and only from a linearizable read or write.
+/// - **One rule for who holds**, where the store keeps a queue: a claim is held when the claims ahead of it leave room for it, see
+///   [`Mode::room`](crate::Mode::room). On a store without one, exclusive claims alone are granted. A claim for one of so many permits that
+///   [contradicts](crate::Mode::contradicts) the holders is refused as a [`Conflict`](crate::ErrorKind::Conflict) that names both numbers, and leaves nothing.
+/// - Every grant has a number by which an audit knows it. That of an exclusive claim is a fencing token; those who share are not ordered by theirs.
 /// - Tokens of one key grow with every grant, also over restarts and after the key was deleted.
 /// - Contention, delays and forgotten sessions are answers. An `Err` is "no usable answer", see [`ErrorKind`](crate::ErrorKind);
 ///   what cannot be classified is ambiguous.

@@ -31,6 +31,41 @@ fn a_late_write_is_refused() {
 }
 
 #[test]
+fn three_of_six_workers_are_at_work() {
+    let told = output(&mut Command::new(env!("CARGO_BIN_EXE_limited_workers")));
+    let at_work: Vec<u32> = told.lines().map(|line| line.split_once("begins, ").unwrap().1[..1].parse().unwrap()).collect();
+    assert_eq!((at_work.len(), at_work.iter().max()), (6, Some(&3)), "{told}");
+}
+
+#[test]
+fn a_migration_has_its_tables_to_itself() {
+    let told = output(&mut Command::new(env!("CARGO_BIN_EXE_migration")));
+    let who: Vec<_> = told.lines().filter_map(|line| line.split_once(": migrating ")).map(|(who, _)| who).collect();
+    assert_eq!(who.len(), 5, "{told}");
+    assert!(who.chunk_by(|one, other| one == other).count() == 2, "one after the other: {told}");
+    assert!(told.ends_with("done in 5 steps\n"), "{told}");
+}
+
+/// The writes in the order in which they were made, and what became of them.
+const GUARDED: &str = "first: holds the lock; its write is taken\nsecond: holds the lock\nsecond: its write is taken\n\
+                       first: goes on; its write is refused\n";
+
+#[tokio::test]
+async fn consul_refuses_the_write_of_a_past_holder() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let told = output(Command::new(env!("CARGO_BIN_EXE_guarded_write_consul")).arg(agent.address().to_string()));
+    assert_eq!(told, GUARDED);
+}
+
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn etcd_refuses_the_write_of_a_past_holder() {
+    let server = dlock_testkit::servers::EtcdServer::start().await.unwrap();
+    let told = output(Command::new(env!("CARGO_BIN_EXE_guarded_write_etcd")).arg(server.address().to_string()));
+    assert_eq!(told, GUARDED);
+}
+
+#[test]
 fn observers_see_who_leads_and_what_is_proclaimed() {
     let told = output(&mut Command::new(env!("CARGO_BIN_EXE_who_leads")));
     let phases: Vec<_> = told.lines().filter_map(|line| line.split_once("phase ")).map(|(_, phase)| phase).collect();
