@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dlock_core::{LockBackend, TtlRange};
 use dlock_etcd::{Etcd, EtcdOptions};
-use dlock_testkit::conformance::OnEtcd;
+use dlock_testkit::conformance::{AsPermits, OnEtcd};
 
 fn connect(address: SocketAddr) -> Arc<dyn LockBackend> {
     let ttl = TtlRange { min: Duration::from_secs(1), max: Duration::from_secs(86_400) };
@@ -15,4 +15,21 @@ fn connect(address: SocketAddr) -> Arc<dyn LockBackend> {
     Arc::new(Etcd::new(options).unwrap())
 }
 
-dlock_testkit::conformance! { #[tokio::test] OnEtcd::start(connect).await }
+mod exclusive {
+    use super::*;
+
+    dlock_testkit::conformance! { #[tokio::test] OnEtcd::start(connect).await }
+}
+
+/// A permit is an exclusive lock where there is one in all, and where all others are taken.
+mod only_permit {
+    use super::*;
+
+    dlock_testkit::conformance! { #[tokio::test] AsPermits::new(OnEtcd::start(connect).await, 1) }
+}
+
+mod last_permit {
+    use super::*;
+
+    dlock_testkit::conformance! { #[tokio::test] AsPermits::new(OnEtcd::start(connect).await, 5) }
+}

@@ -1,7 +1,7 @@
 //! The `Locker` on both profiles of the store in memory, in virtual time.
 #![allow(missing_docs)]
 
-use dlock_testkit::conformance::InMemory;
+use dlock_testkit::conformance::{AsPermits, InMemory};
 use dlock_testkit::memory::{Memory, Profile};
 
 mod queue {
@@ -31,4 +31,17 @@ mod strict_slot {
     use super::*;
 
     dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] strict("memory, slot, strict", Profile::Slot) }
+}
+
+/// A permit is an exclusive lock where there is one in all, and where all others are taken.
+mod only_permit {
+    use super::*;
+
+    dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] AsPermits::new(InMemory::queue(), 1) }
+}
+
+mod last_permit {
+    use super::*;
+
+    dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] AsPermits::new(InMemory::queue(), 5) }
 }

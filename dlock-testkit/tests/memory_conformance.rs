@@ -1,7 +1,7 @@
 //! The conformance suite on both profiles of the store in memory, in virtual time.
 #![allow(missing_docs)]
 
-use dlock_testkit::conformance::InMemory;
+use dlock_testkit::conformance::{AsPermits, InMemory};
 
 mod queue {
     use super::*;
@@ -13,4 +13,17 @@ mod slot {
     use super::*;
 
     dlock_testkit::conformance! { #[tokio::test(start_paused = true)] InMemory::slot() }
+}
+
+/// A permit is an exclusive lock where there is one in all, and where all others are taken.
+mod only_permit {
+    use super::*;
+
+    dlock_testkit::conformance! { #[tokio::test(start_paused = true)] AsPermits::new(InMemory::queue(), 1) }
+}
+
+mod last_permit {
+    use super::*;
+
+    dlock_testkit::conformance! { #[tokio::test(start_paused = true)] AsPermits::new(InMemory::queue(), 5) }
 }

@@ -1,6 +1,7 @@
 //! What an author brings: a store, and the levers with which a case moves it.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +107,12 @@ pub trait Harness: Send + Sync {
         Err(Hook::WriteIf)
     }
 
+    /// Lets this owner, whom no session of a case's belongs to, have all but one of so many permits of a key, past all that is wrong with the
+    /// clients' lines; by [`AsPermits`](super::AsPermits) only.
+    async fn take_permits(&self, _key: &Key, _owner: &str, _all: NonZeroU32) -> Hooked {
+        Err(Hook::TakePermits)
+    }
+
     /// Starts a process that takes a key through dlock with [`short_ttl`](Self::short_ttl), and returns when it holds it.
     async fn second_process(&self, _key: &Key) -> Hooked<Box<dyn SecondProcess>> {
         Err(Hook::SecondProcess)
@@ -131,6 +138,7 @@ pub enum Hook {
     Freeze,
     Restart,
     WriteIf,
+    TakePermits,
     SecondProcess,
 }
 
@@ -149,6 +157,7 @@ impl fmt::Display for Hook {
             Self::Freeze => "freeze",
             Self::Restart => "restart",
             Self::WriteIf => "write_if",
+            Self::TakePermits => "take_permits",
             Self::SecondProcess => "second_process",
         })
     }

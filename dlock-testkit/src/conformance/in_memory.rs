@@ -1,5 +1,6 @@
 //! The harness of the store in memory, and the shortest example of one.
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use dlock_core::{Key, LockBackend, Ownership, SessionId};
 
 use super::harness::{Harness, Hook, Hooked, Sent, UnderWay};
 use super::line::Line;
-use crate::memory::{Call, HeldRequest, Memory, Outage};
+use crate::memory::{Call, HeldRequest, Memory, OTHER_PERMITS, Outage};
 
 /// A [`Memory`] under test; clients are behind lines of their own.
 pub struct InMemory {
@@ -106,9 +107,15 @@ impl Harness for InMemory {
         Ok(self.memory.control().owns(ownership))
     }
 
+    async fn take_permits(&self, key: &Key, owner: &str, all: NonZeroU32) -> Hooked {
+        self.memory.control().take_permits(key, owner, all);
+        Ok(())
+    }
+
     /// All of them: the store belongs to one case, and does not keep whose session is whose.
     async fn sessions(&self, _owner: &str) -> Hooked<usize> {
-        Ok(self.memory.control().sessions().len())
+        let others = |session: &&SessionId| !session.as_str().starts_with(OTHER_PERMITS);
+        Ok(self.memory.control().sessions().iter().filter(others).count())
     }
 
     fn lose_reply(&self, of: Sent) -> Hooked {

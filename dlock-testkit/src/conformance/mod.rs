@@ -18,6 +18,7 @@
 //! [`suite!`](crate::suite!).
 
 mod ability;
+mod as_permits;
 mod cases;
 mod harness;
 #[cfg(feature = "memory")]
@@ -34,6 +35,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 pub use ability::Ability;
+pub use as_permits::AsPermits;
 pub use cases::CASES;
 pub use harness::{Harness, Hook, Hooked, SecondProcess, Sent, UnderWay};
 #[cfg(feature = "memory")]

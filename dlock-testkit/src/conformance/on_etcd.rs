@@ -4,6 +4,7 @@
 //! whoever gives back deletes one. A session is a lease, spelled in hexadecimal.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -238,6 +239,16 @@ impl Harness for OnEtcd {
     async fn write_if(&self, ownership: &Ownership) -> Hooked<bool> {
         let (made, key) = ((ownership.key.as_str(), ownership.revision), format!("data/{}", ownership.key));
         Ok(self.gateway().put_if(made, key, "written by a holder").await.expect("etcd must answer an operator"))
+    }
+
+    async fn take_permits(&self, key: &Key, owner: &str, all: NonZeroU32) -> Hooked {
+        let gateway = self.gateway();
+        let (lease, _) = gateway.grant(3_600).await.expect("etcd must answer an operator");
+        for nth in 1..all.get() {
+            let (entry, value) = (format!("{key}/{lease:x}.{nth:032x}.p{all}"), format!("{{\"owner\":\"{owner}\"}}"));
+            gateway.put(entry, value, lease).await.expect("etcd must answer an operator");
+        }
+        Ok(())
     }
 
     /// Leases carry no owner: all that this harness's clients asked for are counted, which are of one owner in any case.

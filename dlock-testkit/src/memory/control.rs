@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct Control {
     shared: Arc<Shared>,
 }
 
+/// What the names of sessions begin with that have all permits but one.
+pub(crate) const OTHER_PERMITS: &str = "others-";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A kind of call to the store.
@@ -142,6 +145,25 @@ impl Control {
         }
         self.end_session(&session);
         None
+    }
+
+    /// Lets this owner have all but one of so many permits of a key that nobody has, under a session that does not lapse.
+    pub(crate) fn take_permits(&self, key: &Key, owner: &str, all: NonZeroU32) {
+        let session = SessionId::new(format!("{OTHER_PERMITS}{key}"));
+        self.shared.apply(&Request::Open { id: session.clone(), ttl: YEAR });
+        for _ in 1..all.get() {
+            let claim = Claim {
+                id: ClaimId::from_bits(fastrand::u128(..)),
+                key: key.clone(),
+                mode: Mode::Permits(all),
+                owner: owner.into(),
+                acquired_at: "1970-01-01T00:00:00Z".into(),
+                metadata: None,
+            };
+            let guard = self.shared.read(|store| store.guard(key));
+            let (session, claim) = (session.clone(), Arc::new(claim));
+            self.shared.apply(&Request::Claim { session, claim, place: Place::Queue, guard });
+        }
     }
 
     fn obstruct(&self, call: Call, obstacle: Obstacle) {

@@ -29,6 +29,7 @@ mod shared;
 mod store;
 
 pub use backend::{Memory, MemoryBuilder};
+pub(crate) use control::OTHER_PERMITS;
 pub use control::{Call, Control, Elsewhere, HeldRequest, Outage};
 pub use network::{ChangedBy, Homeward, Network, Observer, Outward, Route};
 pub use request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
