@@ -50,12 +50,12 @@ impl Shared {
                     Attempted::Refused(refused) => refused,
                 },
             };
-            let mut tokens = Vec::new();
+            let (mut tokens, mut taken) = (Vec::new(), None);
             for place in refused {
                 let claim = &claims[place];
                 match self.look(session, &claim.key, claim.id).await? {
                     Look::Free(known) => guards[place] = known,
-                    Look::Taken { holder, .. } => return Ok(Together::Busy { claim: place, holder: Some(*holder) }),
+                    Look::Taken { holder, .. } => taken = taken.or(Some((place, holder))),
                     Look::Ours { index, token } => {
                         self.granted(session, claim, token, index);
                         tokens.push(token);
@@ -68,6 +68,9 @@ impl Shared {
             if !tokens.is_empty() {
                 // An earlier copy was applied, and something was taken away since: each is to be found out by itself.
                 return Err(BackendError::new(ErrorKind::Ambiguous, "claiming several keys: some of them are held already"));
+            }
+            if let Some((claim, holder)) = taken {
+                return Ok(Together::Busy { claim, holder: Some(*holder) });
             }
         }
         Err(BackendError::new(ErrorKind::Transient, "claiming several keys: they changed again and again"))

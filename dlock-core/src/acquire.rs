@@ -280,7 +280,11 @@ impl Acquire {
                     self.state = State::Done(Verdict::Busy);
                     return;
                 }
-                self.claim(now);
+                match self.state {
+                    // So it is here, for ever: another claim is needed.
+                    State::Claiming { .. } => self.state = State::NeedsSession,
+                    _ => self.claim(now),
+                }
             }
         }
     }

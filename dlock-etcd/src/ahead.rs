@@ -3,7 +3,7 @@
 use dlock_core::{BackendError, Claim, ErrorKind, Key, Mode, Room};
 use etcd_client::SortOrder;
 
-use crate::api::{Found, PAGE, by_creation, unexpected};
+use crate::api::{Found, PAGE, Seam, by_creation, unexpected};
 use crate::line::Shared;
 use crate::wire::Entry;
 
@@ -45,18 +45,16 @@ impl Shared {
         let in_line = |entry: &Entry| entry.is_in(&line.start);
         // Those who wait for longer names may stand in between.
         let straight = nearest.entries.iter().all(in_line).then_some(nearest.count - 1).filter(|_| last);
-        let (mut ahead, mut page) = (Vec::<Entry>::new(), nearest);
+        let (mut ahead, mut page, mut seam) = (Vec::<Entry>::new(), nearest, Seam::default());
         let (awaited, more) = loop {
-            let oldest = page.entries.last().map(|entry| entry.created).filter(|_| page.more);
+            let oldest = seam.join(asked, &mut page)?;
             ahead.extend(page.entries.into_iter().filter(in_line));
             let modes = ahead.iter().map(|entry| (entry.key.clone(), entry.mode()));
             match (claim.mode.room(modes), oldest) {
                 (Room::Wanting(awaited), more) => break (awaited, more.is_some()),
                 (Room::Enough, None) => break (Vec::new(), false),
                 (Room::Enough, Some(oldest)) => {
-                    let before = by_creation(&line.end, SortOrder::Descend, PAGE)
-                        .with_max_create_revision((oldest - 1).max(1))
-                        .with_keys_only();
+                    let before = by_creation(&line.end, SortOrder::Descend, PAGE).with_max_create_revision(oldest).with_keys_only();
                     page = self.api.page(asked, &line.start, before).await?.map_err(|gone| unexpected(asked, gone))?.found;
                 }
             }
@@ -81,14 +79,14 @@ impl Shared {
     pub(crate) async fn head(&self, key: &Key, found: Found) -> Result<Option<Entry>, BackendError> {
         let line = self.layout.line(key);
         let asked = self.asked("looking for the first in line", false, key);
-        let mut found = found;
+        let (mut found, mut seam) = (found, Seam::default());
         loop {
-            let last = found.entries.last().map(|entry| entry.created).filter(|_| found.more);
+            let last = seam.join(asked, &mut found)?;
             if let Some(first) = found.entries.into_iter().find(|entry| entry.is_in(&line.start)) {
                 return Ok(Some(first));
             }
             let Some(last) = last else { return Ok(None) };
-            let from = by_creation(&line.end, SortOrder::Ascend, PAGE).with_min_create_revision(last + 1).with_keys_only();
+            let from = by_creation(&line.end, SortOrder::Ascend, PAGE).with_min_create_revision(last).with_keys_only();
             found = self.api.page(asked, &line.start, from).await?.map_err(|gone| unexpected(asked, gone))?.found;
         }
     }

@@ -91,6 +91,34 @@ headed!(GetResponse, TxnResponse, LeaseGrantResponse, LeaseRevokeResponse, Lease
 /// So many keys are read at once.
 pub(crate) const PAGE: i64 = 512;
 
+/// Where one page of a range ends and the next begins. Keys that one transaction made have one revision: the next page begins with that of the
+/// last key again, and what was shown of it is left out.
+#[derive(Debug, Default)]
+pub(crate) struct Seam {
+    revision: i64,
+    shown: Vec<Vec<u8>>,
+}
+
+impl Seam {
+    /// Takes out of a page what the last one showed; the revision with which the next begins, `None` where there is none.
+    pub(crate) fn join(&mut self, asked: Asked<'_>, page: &mut Found) -> Result<Option<i64>, BackendError> {
+        page.entries.retain(|entry| entry.created != self.revision || !self.shown.contains(&entry.key));
+        if !page.more {
+            return Ok(None);
+        }
+        let Some(last) = page.entries.last().map(|entry| entry.created) else {
+            let message = format!("{}: more keys of one revision than are read at once", asked.what);
+            return Err(BackendError::new(ErrorKind::Transient, message));
+        };
+        if last != self.revision {
+            (self.revision, self.shown) = (last, Vec::new());
+        }
+        let of_last = page.entries.iter().filter(|entry| entry.created == last);
+        self.shown.extend(of_last.map(|entry| entry.key.clone()));
+        Ok(Some(last))
+    }
+}
+
 impl Api {
     pub(crate) fn new(endpoints: Endpoints, attempt: Duration) -> Self {
         Self { endpoints, attempt, cluster: OnceLock::new() }

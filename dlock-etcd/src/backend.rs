@@ -17,7 +17,7 @@ use dlock_core::{
 use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
 
-use crate::api::{Api, PAGE, by_creation, unexpected};
+use crate::api::{Api, PAGE, Seam, by_creation, unexpected};
 use crate::classify::Asked;
 use crate::config::{ConfigError, EtcdOptions};
 use crate::dialer::Dialer;
@@ -189,7 +189,8 @@ impl LockBackend for Etcd {
         let standing = shared.enter(ours, place).await;
         match &standing {
             // What is refused leaves nothing.
-            Err(error) if error.kind() == ErrorKind::Conflict => {
+            // Of what was never sent there is nothing to take back.
+            Err(error) if error.kind() == ErrorKind::Conflict && shared.notes().claim(claim.id).is_some() => {
                 if let Err(left) = shared.withdraw(ours).await {
                     return Err(BackendError::new(ErrorKind::Ambiguous, left.message().to_owned()).caused_by(left));
                 }
@@ -339,7 +340,13 @@ impl LockBackend for Etcd {
         }
         capabilities.check_together(claims)?;
         let Some(lease) = Lease::of(session) else { return Ok(Together::SessionGone) };
-        self.shared.claim_all(lease, claims).await
+        let together = self.shared.claim_all(lease, claims).await;
+        if together.as_ref().is_err_and(|error| error.kind() != ErrorKind::Ambiguous) {
+            for claim in claims {
+                self.shared.notes().left_nothing(claim.id);
+            }
+        }
+        together
     }
 
     /// The name of the claim's entry and the revision at which it was made: `Compare::create_revision(key, CompareOp::Equal, revision)`.
@@ -353,20 +360,18 @@ impl LockBackend for Etcd {
 impl Etcd {
     /// A whole range in the order of creation, page by page as of one revision.
     async fn read_all(&self, asked: Asked<'_>, start: &[u8], end: &[u8], order: SortOrder) -> Result<Vec<Entry>, BackendError> {
-        let (mut all, mut revision) = (Vec::<Entry>::new(), 0);
+        let (mut all, mut revision, mut seam, mut from) = (Vec::<Entry>::new(), 0, Seam::default(), 0);
         loop {
-            let mut options = by_creation(end, order, PAGE).with_revision(revision);
-            if let Some(last) = all.last() {
-                options = options.with_min_create_revision(last.created + 1);
-            }
-            let Ok(page) = self.shared.api.page(asked, start, options).await? else {
+            let options = by_creation(end, order, PAGE).with_revision(revision).with_min_create_revision(from);
+            let Ok(mut page) = self.shared.api.page(asked, start, options).await? else {
                 let message = format!("{}: etcd forgot what was being read (compaction)", asked.what);
                 return Err(BackendError::new(ErrorKind::Transient, message));
             };
-            let more = page.found.more;
+            let next = seam.join(asked, &mut page.found)?;
             all.extend(page.found.entries);
-            if !more {
-                return Ok(all);
+            match next {
+                Some(next) => from = next,
+                None => return Ok(all),
             }
             revision = if revision == 0 { page.revision } else { revision };
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
-use dlock_core::{Claim, FencingToken, Loss, Metadata, Moment};
+use dlock_core::{Claim, FencingToken, Loss, Metadata, Mode, Moment};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,8 @@ pub(crate) struct Grant {
     loss: AtomicU8,
     lost: Notify,
     cancellation: OnceLock<CancellationToken>,
+    /// Where several locks are held together: what the loss of any cancels.
+    together: OnceLock<CancellationToken>,
     /// What the user published last in place of what the claim says.
     amended: Mutex<Option<Arc<Metadata>>>,
     /// Whoever amends: one after the other.
@@ -65,10 +67,16 @@ impl Grant {
             loss: AtomicU8::new(0),
             lost: Notify::new(),
             cancellation: OnceLock::new(),
+            together: OnceLock::new(),
             amended: Mutex::new(None),
             amending: Semaphore::const_new(1),
             pass: Mutex::new(None),
         }
+    }
+
+    /// What a resource can be fenced with; none where no order separates the holders.
+    pub(crate) fn fencing_token(&self) -> Option<FencingToken> {
+        (self.claim.mode == Mode::Exclusive).then_some(self.token)
     }
 
     /// Keeps the gate of the key closed from here on.
@@ -153,9 +161,7 @@ impl Grant {
         self.lost.notify_waiters();
         // Either we see the token, or who makes it sees the loss.
         fence(Ordering::SeqCst);
-        if let Some(cancellation) = self.cancellation.get() {
-            cancellation.cancel();
-        }
+        [&self.cancellation, &self.together].into_iter().filter_map(OnceLock::get).for_each(CancellationToken::cancel);
     }
 
     /// Returns when the lock is lost, at once if it already is. Does not depend on the keeper: the deadline fires by itself.
@@ -179,9 +185,14 @@ impl Grant {
         }
     }
 
-    /// Its loss cancels this token; before anybody asked for one.
-    pub(crate) fn cancels(&self, token: CancellationToken) {
-        _ = self.cancellation.set(token);
+    /// Its loss cancels this token, which is that of all the locks that are held together with it.
+    pub(crate) fn cancels(&self, token: &CancellationToken) {
+        self.session.ensure_kept();
+        self.together.get_or_init(|| token.clone());
+        fence(Ordering::SeqCst);
+        if self.told().is_some_and(|loss| loss != Loss::Released) {
+            token.cancel();
+        }
     }
 
     pub(crate) fn cancellation(&self) -> CancellationToken {

@@ -32,7 +32,7 @@ impl Held {
     ///
     /// `None` for shared and permit holders, whom no order separates: a [`Fence`](crate::Fence) cannot take them.
     pub fn token(&self) -> Option<FencingToken> {
-        (self.grant.claim.mode == Mode::Exclusive).then_some(self.grant.token)
+        self.grant.fencing_token()
     }
 
     /// With whom the lock may be shared.
@@ -42,6 +42,8 @@ impl Held {
 
     /// This grant as a condition for transactions of the store's own, so that the store itself refuses the write of a past holder: what is
     /// better still than a token, for data that lives in the same store.
+    ///
+    /// After an amendment that was not answered it may be refused until the next one is.
     ///
     /// Plain data, for the client of the store that the program has: for Consul, `consul_operations` makes operations of it, for etcd it is
     /// `Compare::create_revision(key, CompareOp::Equal, revision)`. Sends nothing. To be asked for again after an [amendment](Self::amend).

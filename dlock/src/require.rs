@@ -17,8 +17,6 @@ pub enum Requirement {
     Shared,
     /// [`Locker::permits`](crate::Locker::permits).
     Permits,
-    /// A claim that was given up can never take effect later, without its session being ended for it.
-    ReleaseFence,
     /// Fencing by the store itself: [`Held::ownership`](crate::Held::ownership).
     GuardedWrites,
     /// [`Locker::lock_all`](crate::Locker::lock_all) takes so many keys in one request, all or none.
@@ -37,7 +35,6 @@ impl Requirement {
             Self::Fifo => by.order == Order::Fifo,
             Self::Shared => by.shared,
             Self::Permits => by.permits,
-            Self::ReleaseFence => by.fences,
             Self::GuardedWrites => by.guards_writes,
             Self::AllAtOnce(keys) => by.claims_at_once.is_some_and(|most| keys <= most),
             Self::Interference => by.audits,
@@ -53,7 +50,6 @@ impl fmt::Display for Requirement {
             Self::Fifo => f.write_str("first come, first served (Fifo)"),
             Self::Shared => f.write_str("shared locks (Shared)"),
             Self::Permits => f.write_str("permits (Permits)"),
-            Self::ReleaseFence => f.write_str("releases that fence (ReleaseFence)"),
             Self::GuardedWrites => f.write_str("writes that the store guards (GuardedWrites)"),
             Self::AllAtOnce(keys) => write!(f, "{keys} keys at once (AllAtOnce)"),
             Self::Interference => f.write_str("to find interference (Interference)"),

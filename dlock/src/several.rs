@@ -119,7 +119,7 @@ impl AllGuard {
         let cancellation = CancellationToken::new();
         let locks: Arc<[Held]> = guards.iter().map(LockGuard::held).collect();
         // The loss of each cancels what is common to all.
-        locks.iter().for_each(|held| held.grant.cancels(cancellation.clone()));
+        locks.iter().for_each(|held| held.grant.cancels(&cancellation));
         Self { held: AllHeld { locks, cancellation }, guards }
     }
 
@@ -178,7 +178,7 @@ impl AllHeld {
     /// A token that is cancelled when one of them is lost, see [`Held::cancellation`].
     pub fn cancellation(&self) -> CancellationToken {
         // Each looks whether that was so already.
-        self.locks.iter().for_each(|held| drop(held.cancellation()));
+        self.locks.iter().for_each(|held| held.grant.cancels(&self.cancellation));
         self.cancellation.clone()
     }
 

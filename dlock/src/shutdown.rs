@@ -96,7 +96,8 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
     for grant in held {
         if grant.session.still_has(grant.claim.id) {
             let lapses_within = grant.session.lapses_within();
-            report.left.push(LeftBehind { key: grant.claim.key.clone(), token: Some(grant.token), lapses_within });
+            let token = grant.fencing_token();
+            report.left.push(LeftBehind { key: grant.claim.key.clone(), token, lapses_within });
         } else {
             report.given_back.push(grant.claim.key.clone());
         }

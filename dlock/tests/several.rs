@@ -156,6 +156,71 @@ async fn a_lost_reply_is_undone_and_asked_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_answers_nothing_is_asked_with_pauses_and_given_up_by_the_policy() {
+    for (memory, locker) in stores() {
+        locker.ready(secs(1)).await.unwrap();
+        memory.control().reset_calls();
+        for _ in 0..3 {
+            memory.control().fail_next(Call::Claim, dlock::ErrorKind::Ambiguous);
+        }
+        let began = Instant::now();
+        let policy = dlock::RetryPolicy::fixed(secs(1)).attempts(2);
+        let error = locker.lock_all(KEYS).retry(policy).await.unwrap_err();
+        let LockError::Store { cause, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(cause.kind(), dlock::ErrorKind::Ambiguous);
+        assert!(began.elapsed() >= secs(1) && memory.control().calls(Call::Claim) <= 4, "{:?}", began.elapsed());
+        tokio::time::sleep(secs(20)).await;
+        assert_eq!(memory.control().claims(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_not_yet_waited_for_are_in_nobodys_way() {
+    for (memory, locker) in stores() {
+        let other = Locker::new(memory.clone());
+        let blocking = other.lock("a").await.unwrap();
+        let waiting = tokio::spawn(locker.lock_all(KEYS).into_future());
+        tokio::time::sleep(secs(1)).await;
+        let free = locker.try_lock("c").await.unwrap();
+        assert!(free.is_some(), "also for the same process");
+        drop(free);
+        blocking.release().await.unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap().check(), Ok(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_taken_away_while_the_rest_is_waited_for_is_taken_again() {
+    for (memory, locker) in stores() {
+        let other = Locker::new(memory.clone());
+        let blocking = other.lock("c").await.unwrap();
+        let waiting = tokio::spawn(locker.lock_all(KEYS).into_future());
+        tokio::time::sleep(secs(20)).await;
+        assert!(memory.control().release_by_force(&key("a")));
+        let thief = other.lock("a").await.unwrap();
+        blocking.release().await.unwrap();
+        tokio::time::sleep(secs(1)).await;
+        assert!(!waiting.is_finished(), "another holds one of them");
+        thief.release().await.unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap().check(), Ok(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loss_of_one_cancels_what_runs_under_all_and_not_what_runs_under_another() {
+    for (memory, locker) in stores() {
+        let guard = locker.lock_all(KEYS).await.unwrap();
+        let (all, lost, kept) = (guard.cancellation(), guard.locks()[0].cancellation(), guard.locks()[1].cancellation());
+        tokio::time::sleep(secs(1)).await;
+        memory.control().release_by_force(&key("a"));
+        lost.cancelled().await;
+        all.cancelled().await;
+        assert!(!kept.is_cancelled());
+        assert!(guard.cancellation().is_cancelled());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_ends_while_the_rest_is_waited_for_begins_anew() {
     for (memory, locker) in stores() {
         let other = Locker::new(memory.clone());

@@ -363,6 +363,24 @@ fn a_place_that_was_taken_away_is_claimed_again() {
 }
 
 #[test]
+fn a_claim_that_is_over_at_the_store_is_made_anew() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Failed(ErrorKind::Ambiguous), 0);
+    let paused = acquire.clone();
+    for (mut acquire, owes) in [(paused, true), (acquisition(Place::Queue, None), false)] {
+        let now = if owes { 5_000 } else { 1 };
+        if owes {
+            assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 4_000), AcquireAction::Claim);
+        }
+        // The same id gets the same answer for ever.
+        assert_eq!(action(&mut acquire, AcquireEvent::Answered(Standing::ClaimGone), now), AcquireAction::AwaitSession);
+        assert_eq!(acquire.owes_release(), owes);
+        assert_eq!(action(&mut acquire, AcquireEvent::SessionReady, now + 1), AcquireAction::Claim);
+        assert!(!acquire.owes_release());
+    }
+}
+
+#[test]
 fn the_steps_of_a_delay_are_spread_by_at_most_a_quarter() {
     let mut acquire = acquisition(Place::Queue, None);
     let delayed = AcquireEvent::Answered(Standing::Delayed { at_most: Duration::from_secs(15) });

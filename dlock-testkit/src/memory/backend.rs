@@ -360,7 +360,8 @@ impl LockBackend for Memory {
                 reply => return Err(mismatched(&reply)),
             }
         }
-        Err(BackendError::new(ErrorKind::Transient, "a key changed while it was claimed"))
+        // Some of them may be held since an earlier copy.
+        Err(BackendError::new(ErrorKind::Ambiguous, "the keys changed while they were claimed"))
     }
 
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {

@@ -250,6 +250,11 @@ impl Store {
         if claims.iter().all(|(claim, _)| self.holds(session, claim)) {
             return Reply::Together(Together::Held { tokens: self.tokens(session, claims) });
         }
+        let placed = |claim: &Claim| self.keys.get(&claim.key).is_some_and(|state| state.place(session, claim.id).is_some());
+        if claims.iter().any(|(claim, _)| placed(claim)) {
+            // An earlier copy was applied, and something was taken away since.
+            return Reply::GuardFailed;
+        }
         let free = KeyState::default();
         for (refused, (claim, guard)) in claims.iter().enumerate() {
             let state = self.keys.get(&claim.key).unwrap_or(&free);

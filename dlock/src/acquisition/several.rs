@@ -7,8 +7,8 @@ use std::sync::Arc;
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    AcquireAction, AcquireEvent, AcquireStep, Chance, Claim, Cursor, ErrorKind, FencingToken, Key, Moment, Place, Standing,
-    Together,
+    AcquireAction, AcquireEvent, AcquireStep, BackendError, Chance, Claim, Cursor, ErrorKind, FencingToken, Granted, Key, Lease,
+    Moment, Place, SessionId, Standing, Together,
 };
 use futures_util::future::{self, FutureExt};
 
@@ -16,9 +16,8 @@ use super::Acquisition;
 use super::attempt::{Attempt, over};
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
-use crate::gate::Pass;
 use crate::guard::LockGuard;
-use crate::options::RequestOptions;
+use crate::options::{LEAST_ATTEMPT, RequestOptions};
 use crate::session::Session;
 
 /// Acquires all of these keys, which are sorted and different, or says which one not.
@@ -31,13 +30,20 @@ pub(crate) async fn acquire_all(engine: Arc<Engine>, keys: Vec<Key>, options: Re
     engine.keep_all();
     let started = engine.clock.now();
     let acquisition = |key| Acquisition::new(Arc::clone(&engine), key, Place::Queue, options.clone(), started);
-    let mut acquisitions: Vec<_> = keys.into_iter().map(acquisition).collect();
+    let mut several = Several { acquisitions: keys.into_iter().map(acquisition).collect(), failures: 0, engine };
     loop {
-        if let Some(guards) = contend(&engine, &mut acquisitions).await? {
+        if let Some(guards) = several.contend().await? {
             return Ok(guards);
         }
         tokio::task::yield_now().await;
     }
+}
+
+struct Several {
+    engine: Arc<Engine>,
+    acquisitions: Vec<Acquisition>,
+    /// How often all were asked for at once and nobody knows what came of it.
+    failures: u32,
 }
 
 /// An attempt that holds its key, and the number of its grant.
@@ -46,50 +52,113 @@ type Holding = (Attempt, FencingToken);
 /// What came of asking for all at once.
 enum Once {
     Held(Vec<Holding>),
-    /// Nothing is at the store; the passes come back.
-    Refused(Vec<Pass>),
+    /// Nothing is at the store.
+    Refused,
     /// It was not answered: what there may be of it is undone behind the gates.
-    Perhaps,
+    Perhaps(Option<StoreError>),
 }
 
-/// `None` when all has to begin anew, since a session ended meanwhile.
-async fn contend(engine: &Arc<Engine>, acquisitions: &mut [Acquisition]) -> Result<Option<Vec<LockGuard>>, LockError> {
-    let mut passes = Vec::new();
-    for acquisition in &mut *acquisitions {
-        // Who is told to wait is never sent away.
-        let Some(pass) = acquisition.pass(true).await? else { return Err(LockError::ShutDown) };
-        passes.push(pass);
-    }
-    let holding = match at_once(engine, acquisitions, passes).await? {
-        Once::Held(holding) => holding,
-        Once::Perhaps => return Ok(None),
-        Once::Refused(passes) => {
-            let (mut holding, mut sessions) = (Vec::<Holding>::new(), Vec::new());
-            for (acquisition, pass) in acquisitions.iter_mut().zip(passes) {
-                let held = tokio::select! {
-                    biased;
-                    () = any_over(&sessions) => return Ok(None),
-                    held = acquisition.hold(Some(pass)) => held,
-                };
-                #[cfg(dlock_planted)]
-                if held.is_err() && Bug::PartialMultiLock.is_on() {
-                    holding.drain(..).for_each(std::mem::forget);
-                }
-                holding.extend(held?);
-                let seat = holding.last().and_then(|(attempt, _)| attempt.seat.as_ref());
-                sessions.extend(seat.map(|seat| Arc::clone(&seat.session)));
-            }
-            holding
+impl Several {
+    /// `None` when all has to begin anew: a session ended meanwhile, or nobody knows what came of the last question.
+    async fn contend(&mut self) -> Result<Option<Vec<LockGuard>>, LockError> {
+        // After a question without an answer, one by one: what fails for all may not for each.
+        let once = if self.failures == 0 { self.at_once().await? } else { Once::Refused };
+        let (holding, since) = match once {
+            Once::Held(holding) => (holding, self.engine.clock.now()),
+            Once::Perhaps(cause) => return self.pause(cause).await.map(|()| None),
+            Once::Refused => match self.one_by_one().await? {
+                Some(holding) => holding,
+                None => return Ok(None),
+            },
+        };
+        if let Some((session, claims)) = self.unwatched(&holding, since)
+            && self.finds_interference(&session, &claims).await
+        {
+            return Ok(None);
         }
-    };
-    // The time to hold begins for all of them now.
-    let Some(limits) = acquisitions.first().map(Acquisition::limits) else { return Ok(Some(Vec::new())) };
-    let mut guards = Vec::new();
-    for (attempt, token) in holding {
-        let Some(grant) = attempt.into_grant(token, limits) else { return Ok(None) };
-        guards.push(LockGuard::new(grant, Arc::clone(engine)));
+        // The time to hold begins for all of them now.
+        let Some(limits) = self.acquisitions.first().map(Acquisition::limits) else { return Ok(Some(Vec::new())) };
+        let mut guards = Vec::new();
+        for (attempt, token) in holding {
+            let Some(grant) = attempt.into_grant(token, limits) else { return Ok(None) };
+            guards.push(LockGuard::new(grant, Arc::clone(&self.engine)));
+        }
+        Ok(Some(guards))
     }
-    Ok(Some(guards))
+
+    /// In the order of their names, each with its turn at the gate, and since when the first is held; `None` when a session ended meanwhile.
+    async fn one_by_one(&mut self) -> Result<Option<(Vec<Holding>, Moment)>, LockError> {
+        let (mut holding, mut sessions) = (Vec::<Holding>::new(), Vec::new());
+        let mut since = None;
+        for acquisition in &mut self.acquisitions {
+            let turn = async {
+                // Who is told to wait is never sent away.
+                let pass = acquisition.pass(true).await?;
+                acquisition.hold(pass).await
+            };
+            let got = tokio::select! {
+                biased;
+                () = any_over(&sessions) => return Ok(None),
+                got = turn => got,
+            };
+            #[cfg(dlock_planted)]
+            if got.is_err() && Bug::PartialMultiLock.is_on() {
+                holding.drain(..).for_each(std::mem::forget);
+            }
+            holding.extend(got?);
+            let seat = holding.last().and_then(|(attempt, _)| attempt.seat.as_ref());
+            sessions.extend(seat.map(|seat| Arc::clone(&seat.session)));
+            since = since.or_else(|| Some(self.engine.clock.now()));
+        }
+        Ok(Some((holding, since.unwrap_or(Moment::ORIGIN))))
+    }
+
+    /// Those that nobody looked after while the last were waited for, if that took as long as it takes to the next audit otherwise.
+    fn unwatched(&self, holding: &[Holding], since: Moment) -> Option<(SessionId, Vec<Granted>)> {
+        let long = self.engine.clock.now().saturating_since(since) >= self.engine.options.ttl / 3;
+        if !long || !self.engine.backend.capabilities().audits {
+            return None;
+        }
+        let granted = |(attempt, token): &Holding| {
+            let seat = attempt.seat.as_ref()?;
+            Some((seat.id.clone(), Granted { claim: Arc::clone(&seat.claim), token: *token }))
+        };
+        let granted: Vec<_> = holding.iter().filter_map(granted).collect();
+        let (session, _) = granted.first().cloned()?;
+        Some((session, granted.into_iter().map(|(_, granted)| granted).collect()))
+    }
+
+    /// Whether one of them was taken away.
+    async fn finds_interference(&self, session: &SessionId, claims: &[Granted]) -> bool {
+        let clock = self.engine.clock;
+        let until = clock.now().plus(Lease::attempt(self.engine.options.ttl).max(LEAST_ATTEMPT));
+        tokio::select! {
+            biased;
+            found = self.engine.backend.audit(session, claims) => found.is_ok_and(|found| !found.is_empty()),
+            // The audits of a held lock go on from here.
+            () = clock.sleep_until(until) => false,
+        }
+    }
+
+    /// Before anything is asked again, as after any failure.
+    async fn pause(&mut self, cause: Option<StoreError>) -> Result<(), LockError> {
+        self.failures += 1;
+        for acquisition in &mut self.acquisitions {
+            acquisition.error = cause.clone().or(acquisition.error.take());
+        }
+        let Some(first) = self.acquisitions.first_mut() else { return Ok(()) };
+        let Some(pause) = first.options.retry.pause(self.failures, Chance(fastrand::u32(..))) else {
+            let unknown = || StoreError::new(BackendError::new(ErrorKind::Ambiguous, "the store did not answer"));
+            return Err(LockError::Store { key: first.key.clone(), cause: cause.unwrap_or_else(unknown) });
+        };
+        let (clock, deadline) = (self.engine.clock, first.deadline);
+        let until = clock.now().plus(pause);
+        tokio::select! {
+            biased;
+            error = first.interrupted(deadline) => Err(error),
+            () = clock.sleep_until(until) => Ok(()),
+        }
+    }
 }
 
 /// Returns when one of these is not believed any more.
@@ -100,71 +169,81 @@ async fn any_over(sessions: &[Arc<Session>]) {
     future::select_all(sessions.iter().map(|session| over(session).boxed())).await;
 }
 
-/// Asks for all in one request, where the store takes as many.
-async fn at_once(engine: &Arc<Engine>, acquisitions: &mut [Acquisition], passes: Vec<Pass>) -> Result<Once, LockError> {
-    let most = engine.backend.capabilities().claims_at_once.unwrap_or(0);
-    if acquisitions.len() < 2 || acquisitions.len() > most {
-        return Ok(Once::Refused(passes));
-    }
-    let (mut attempts, mut until, mut seated) = (Vec::new(), Moment::FAR_FUTURE, true);
-    for (acquisition, pass) in acquisitions.iter_mut().zip(passes) {
-        let mut attempt = acquisition.attempt(Some(pass));
-        match acquisition.seat(&mut attempt).await? {
-            Some(limit) => until = until.min(limit),
-            None => seated = false,
+impl Several {
+    /// Asks for all in one request, where the store takes as many.
+    async fn at_once(&mut self) -> Result<Once, LockError> {
+        let Self { engine, acquisitions, .. } = self;
+        let most = engine.backend.capabilities().claims_at_once.unwrap_or(0);
+        if acquisitions.len() < 2 || acquisitions.len() > most {
+            return Ok(Once::Refused);
         }
-        attempts.push(attempt);
-    }
-    let seats: Vec<_> = attempts.iter().filter_map(|attempt| attempt.seat.as_ref()).collect();
-    let of_one_session = seats.iter().all(|seat| Arc::ptr_eq(&seat.session, &seats[0].session));
-    if !seated || seats.len() < attempts.len() || !of_one_session {
-        return Ok(refused(attempts));
-    }
-    let (session, id) = (Arc::clone(&seats[0].session), seats[0].id.clone());
-    let claims: Vec<Claim> = seats.iter().map(|seat| Claim::clone(&seat.claim)).collect();
-    let answer = tokio::select! {
-        biased;
-        answer = engine.backend.claim_all(&id, &claims) => answer,
-        () = over(&session) => return Ok(Once::Perhaps),
-        error = acquisitions[0].interrupted(None) => return Err(error),
-        () = engine.clock.sleep_until(until) => return Ok(Once::Perhaps),
-    };
-    let now = engine.clock.now();
-    match answer {
-        Ok(Together::Held { tokens }) if tokens.len() == attempts.len() => {
-            for (attempt, token) in attempts.iter_mut().zip(&tokens) {
-                attempt.machine.step(AcquireEvent::Answered(Standing::Held { token: *token }), now, Chance::MIDDLE);
+        // A closed gate is a key that somebody of this process has, or wants and came first.
+        let passes = acquisitions.iter().map(|acquisition| engine.gates.try_pass(&acquisition.key));
+        let Some(passes) = passes.collect::<Option<Vec<_>>>() else { return Ok(Once::Refused) };
+        let (mut attempts, mut until, mut seated) = (Vec::new(), Moment::FAR_FUTURE, true);
+        for (acquisition, pass) in acquisitions.iter_mut().zip(passes) {
+            let mut attempt = acquisition.attempt(Some(pass));
+            match acquisition.seat(&mut attempt).await? {
+                Some(limit) => until = until.min(limit),
+                None => seated = false,
             }
-            Ok(Once::Held(attempts.into_iter().zip(tokens).collect()))
+            attempts.push(attempt);
         }
-        Ok(Together::Busy { claim, holder }) => {
-            if let Some(acquisition) = acquisitions.get_mut(claim) {
-                acquisition.holder = holder;
+        let seats: Vec<_> = attempts.iter().filter_map(|attempt| attempt.seat.as_ref()).collect();
+        let of_one_session = seats.iter().all(|seat| Arc::ptr_eq(&seat.session, &seats[0].session));
+        if !seated || seats.len() < attempts.len() || !of_one_session {
+            return Ok(refused(attempts));
+        }
+        let (session, id) = (Arc::clone(&seats[0].session), seats[0].id.clone());
+        let claims: Vec<Claim> = seats.iter().map(|seat| Claim::clone(&seat.claim)).collect();
+        let answer = tokio::select! {
+            biased;
+            answer = engine.backend.claim_all(&id, &claims) => answer,
+            () = over(&session) => return Ok(Once::Perhaps(None)),
+            error = acquisitions[0].interrupted(None) => return Err(error),
+            () = engine.clock.sleep_until(until) => return Ok(Once::Perhaps(None)),
+        };
+        let now = engine.clock.now();
+        match answer {
+            Ok(Together::Held { tokens }) if tokens.len() == attempts.len() => {
+                for (attempt, token) in attempts.iter_mut().zip(&tokens) {
+                    attempt.machine.step(AcquireEvent::Answered(Standing::Held { token: *token }), now, Chance::MIDDLE);
+                }
+                Ok(Once::Held(attempts.into_iter().zip(tokens).collect()))
             }
-            Ok(refused(attempts))
+            Ok(Together::Held { .. }) => Ok(Once::Perhaps(None)),
+            Ok(Together::Busy { claim, holder }) => {
+                if let Some(acquisition) = acquisitions.get_mut(claim) {
+                    acquisition.holder = holder;
+                }
+                Ok(refused(attempts))
+            }
+            Ok(Together::SessionGone) => {
+                session.doubt();
+                Ok(refused(attempts))
+            }
+            Err(error) => {
+                let kind = error.kind();
+                tracing::debug!(%error, ?kind, "several keys were not claimed at once");
+                let said = StoreError::new(error);
+                if kind == ErrorKind::Ambiguous {
+                    return Ok(Once::Perhaps(Some(said)));
+                }
+                acquisitions[0].error = Some(said);
+                Ok(refused(attempts))
+            }
         }
-        Ok(Together::SessionGone) => {
-            session.doubt();
-            Ok(refused(attempts))
-        }
-        Err(error) if error.kind() != ErrorKind::Ambiguous => {
-            tracing::debug!(%error, kind = ?error.kind(), "several keys were not claimed at once");
-            acquisitions[0].error = Some(StoreError::new(error));
-            Ok(refused(attempts))
-        }
-        Ok(Together::Held { .. }) | Err(_) => Ok(Once::Perhaps),
     }
 }
 
-/// Nothing of these is at the store.
+/// Nothing of these is at the store; their turns at the gates are over.
 fn refused(attempts: Vec<Attempt>) -> Once {
-    let pass = |mut attempt: Attempt| {
+    for mut attempt in attempts {
         // A refusal for now leaves a waiting claim with nothing to undo.
         let busy = Standing::Busy { holder: None, cursor: Cursor::default() };
         attempt.machine.step(AcquireEvent::Answered(busy), Moment::ORIGIN, Chance::MIDDLE);
-        attempt.pass.take()
-    };
-    Once::Refused(attempts.into_iter().filter_map(pass).collect())
+    }
+    Once::Refused
 }
 
 impl Acquisition {

@@ -82,6 +82,22 @@ pub async fn claims_asked_again_get_the_same_tokens(stage: &Stage) -> Shown {
     Ok(())
 }
 
+/// Claims of which one was taken away since are not called refused, which would leave the others behind.
+pub async fn claims_of_which_one_was_taken_away_are_not_called_refused(stage: &Stage) -> Shown {
+    stage.claims(Ability::ClaimsAtOnce).await?;
+    let (client, other, claims) = (stage.client().await, stage.client().await, claims(stage));
+    all_granted(&client, &claims).await;
+    stage.delete(&claims[1].key).await?;
+    other.held(&stage.claim_like(&claims[1])).await;
+    let answer = client.backend.claim_all(&client.session, &claims).await;
+    assert!(answer.is_err_and(|error| error.kind() == dlock_core::ErrorKind::Ambiguous), "two of them are held");
+    for claim in &claims {
+        client.release(claim).await;
+    }
+    assert_eq!(holders(&client, &claims).await, 1);
+    Ok(())
+}
+
 /// Claims whose answer was lost are undone one by one, whatever became of them.
 pub async fn claims_whose_reply_was_lost_are_undone_one_by_one(stage: &Stage) -> Shown {
     stage.claims(Ability::ClaimsAtOnce).await?;
@@ -122,6 +138,41 @@ pub async fn claims_that_arrive_after_their_releases_have_no_effect(stage: &Stag
     }
     under_way.deliver().await;
     assert_eq!(holders(&client, &late).await, 0);
+    Ok(())
+}
+
+/// Each of many keys that were taken at once is in the way of others, also of those whose names it begins with.
+pub async fn each_key_taken_at_once_is_in_the_way(stage: &Stage) -> Shown {
+    stage.claims(Ability::ClaimsAtOnce).await?;
+    let (client, other) = (stage.client().await, stage.client().await);
+    let nested = (0..9).map(|n| format!("a/-{n}"));
+    let claims: Vec<Claim> = std::iter::once("a".to_owned()).chain(nested).map(|name| stage.claim(&name)).collect();
+    all_granted(&client, &claims).await;
+    for claim in &claims {
+        let (tried, queued) = (stage.claim_like(claim), stage.claim_like(claim));
+        assert!(matches!(other.claim(&tried, Place::Try).await, Standing::Busy { .. }), "{}", claim.key);
+        assert!(!matches!(other.claim(&queued, Place::Queue).await, Standing::Held { .. }), "{}", claim.key);
+        other.release(&queued).await;
+    }
+    for claim in &claims {
+        assert!(client.release(claim).await);
+    }
+    Ok(())
+}
+
+/// All of very many keys that were taken some at once are listed.
+pub async fn very_many_keys_taken_some_at_once_are_all_listed(stage: &Stage) -> Shown {
+    stage.claims(Ability::ClaimsAtOnce).await?;
+    stage.claims(Ability::Lists).await?;
+    let client = stage.client().await;
+    let most = client.backend.capabilities().claims_at_once.unwrap_or(0).min(40);
+    let mut names = 0..;
+    for _ in 0..600 / most {
+        let claims: Vec<Claim> = names.by_ref().take(most).map(|n: usize| stage.claim(&format!("many/{n}"))).collect();
+        all_granted(&client, &claims).await;
+    }
+    let listed = client.backend.list(&stage.prefix()).await.expect("an answer");
+    assert_eq!(listed.len(), 600 / most * most);
     Ok(())
 }
 
