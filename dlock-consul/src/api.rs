@@ -121,10 +121,19 @@ impl Api {
         entry(asked, self.blocking(asked, format!("/v1/kv/{}", encode_path(key)), index).await?)
     }
 
-    /// The names of all keys that start with `prefix`, once one of them changes after `index`, or as they are when the time is up.
-    pub(crate) async fn wait_names(&self, prefix: &str, index: Option<u64>) -> Result<(Vec<String>, u64), BackendError> {
+    /// What is shown of all keys that start with `prefix`, once one of them changes after `index`, or as it is when the time is up.
+    pub(crate) async fn wait_below<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        shown: Shown,
+        index: Option<u64>,
+    ) -> Result<(Vec<T>, u64), BackendError> {
         let asked = Asked { what: "waiting for the line", writes: false, needs: Needs::KeyRead(prefix) };
-        let answer = self.blocking(asked, format!("/v1/kv/{}?keys", encode_path(prefix)), index).await?;
+        let shown = match shown {
+            Shown::Names => "keys",
+            Shown::Entries => "recurse",
+        };
+        let answer = self.blocking(asked, format!("/v1/kv/{}?{shown}", encode_path(prefix)), index).await?;
         let index = answer.index.unwrap_or(0);
         if is_absent(&answer) {
             return Ok((Vec::new(), index));
@@ -203,6 +212,15 @@ impl Api {
         tracing::trace!(what = asked.what, status = answer.status, index = answer.index, "consul answered");
         Ok(answer)
     }
+}
+
+/// What is shown of keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shown {
+    /// `String`.
+    Names,
+    /// [`Entry`].
+    Entries,
 }
 
 /// A request about a session. Unless it is answered, the next one goes out on a fresh connection: a hung one stays hung.

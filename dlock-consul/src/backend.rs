@@ -204,7 +204,7 @@ impl LockBackend for Consul {
 
     async fn wait(&self, session: &SessionId, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
         if let Some(fair) = &self.fair {
-            return fair.wait(session, claim, cursor).await;
+            return fair.wait(claim, cursor).await;
         }
         let shared = &self.shared;
         let (entry, index) = shared.watches.wait(&shared.api, claim.key.as_str(), Some(cursor.0)).await?;

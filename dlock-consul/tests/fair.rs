@@ -545,6 +545,27 @@ async fn what_fair_mode_has_not_is_not_declared_and_refused() {
 }
 
 #[tokio::test]
+async fn a_ticket_that_is_released_by_force_is_made_anew_at_the_end_of_the_line() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let process = process(&agent.address()).await;
+    process.held(&claim("k", 1)).await;
+    let (robbed, next) = (claim("k", 2), claim("k", 3));
+    let (since, of_next) = (process.waiting(&robbed).await, process.waiting(&next).await);
+    let ticket = format!("/v1/kv/k/.dlock/{}.{}/", process.session, robbed.id);
+    raw(&agent, "PUT", &format!("{ticket}?release={}", process.session), "").await;
+    let wait = process.consul.wait(&process.session, &robbed, since);
+    assert_eq!(timeout(Duration::from_secs(5), wait).await.unwrap().unwrap().hint, Hint::ClaimGone);
+    assert_eq!(process.consul.confirm(&process.session, &robbed, since).await.unwrap(), Standing::ClaimGone);
+    let since = process.waiting(&robbed).await;
+    process.released(&claim("k", 1)).await;
+    timeout(Duration::from_secs(5), process.granted(&next, of_next)).await.expect("it is next");
+    process.released(&next).await;
+    timeout(Duration::from_secs(5), process.granted(&robbed, since)).await.expect("it is next");
+    process.released(&robbed).await;
+    assert!(!raw(&agent, "GET", "/v1/kv/k/?keys", "").await.contains("/.dlock/"));
+}
+
+#[tokio::test]
 async fn a_ticket_that_is_taken_away_is_found_by_an_audit() {
     let agent = ConsulAgent::start().await.unwrap();
     let process = process(&agent.address()).await;

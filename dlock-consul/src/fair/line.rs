@@ -56,13 +56,6 @@ enum Granted {
     Refused,
 }
 
-/// What a session may have just now.
-enum Probed {
-    Anything,
-    SessionGone,
-    Delayed,
-}
-
 impl Fair {
     pub(super) fn asked<'a>(what: &'static str, writes: bool, ours: &Ours<'a>) -> Asked<'a> {
         let key = ours.claim.key.as_str();
@@ -125,7 +118,7 @@ impl Fair {
         drop(copy);
         let errors = match answer? {
             Ok(seen) => {
-                self.notes().placed(ours.claim.id, 0, Awaits::Nothing);
+                self.notes().placed(ours.claim.id);
                 return Ok(Placed::Seen(seen));
             }
             Err(errors) => errors,
@@ -167,8 +160,10 @@ impl Fair {
                 }
                 Way::Taken(awaits) => {
                     let others = u32::try_from(place).unwrap_or(u32::MAX).max(1);
-                    self.notes().placed(ours.claim.id, index, awaits);
-                    return Ok(Standing::Waiting { cursor: Cursor(seen.index()), ahead: Some(others), holder: seen.holder() });
+                    let of_key = seen.key.as_ref().filter(|_| awaits == Awaits::Key).map(|entry| entry.modify_index);
+                    self.notes().waits(ours.claim.id, own.awaited(), index, awaits);
+                    let cursor = Cursor(of_key.unwrap_or_else(|| seen.index()));
+                    return Ok(Standing::Waiting { cursor, ahead: Some(others), holder: seen.holder() });
                 }
             };
             if let Some(standing) = self.come_to(ours, index, guard).await? {
@@ -184,10 +179,9 @@ impl Fair {
         let granted = match ours.claim.mode {
             Mode::Exclusive => self.lock(ours, index, guard).await?,
             // Consul's delay after a holder's death is told to those alone who lock the same key.
-            _ => match self.probe(ours, ours.claim.key.as_str()).await? {
-                Probed::Anything => self.lock(ours, index, guard).await?,
-                Probed::SessionGone => Granted::SessionGone,
-                Probed::Delayed => Granted::Delayed,
+            _ => match kept_from(&self.probe(ours, ours.claim.key.as_str()).await?) {
+                None => self.lock(ours, index, guard).await?,
+                Some(granted) => granted,
             },
         };
         Ok(match granted {
@@ -227,48 +221,39 @@ impl Fair {
             Err(errors) => errors,
         };
         self.shared.notes().forget(&claim.key);
-        Ok(if says(&errors, "invalid session") {
-            Granted::SessionGone
-        } else if says(&errors, "due to lock delay") {
-            Granted::Delayed
-        } else {
-            Granted::Refused
-        })
+        Ok(kept_from(&errors).unwrap_or(Granted::Refused))
     }
 
     fn held(&self, ours: &Ours<'_>, token: FencingToken, index: u64) -> Standing {
         self.shared.granted(ours.session, ours.claim, token, index);
-        self.notes().placed(ours.claim.id, index, Awaits::Nothing);
+        self.notes().granted(ours.claim.id);
         Standing::Held { token }
     }
 
     /// Whose ticket is not there: the claim's, or the whole session's.
     async fn gone(&self, ours: &Ours<'_>) -> Result<Standing, BackendError> {
-        match self.probe(ours, &ours.ticket).await? {
-            Probed::SessionGone => {
-                self.session_gone(ours.session);
-                Ok(Standing::SessionGone)
-            }
-            Probed::Anything | Probed::Delayed => Ok(Standing::ClaimGone),
+        let errors = self.probe(ours, &ours.ticket).await?;
+        if says(&errors, "invalid session") {
+            self.session_gone(ours.session);
+            return Ok(Standing::SessionGone);
         }
+        if says(&errors, "failed session check") {
+            // Somebody released it by force, which leaves the key; a ticket is made anew only where there is none.
+            let asked = Self::asked("claiming the key", true, ours);
+            self.shared.txn(asked, &[Op::delete(&ours.ticket)]).await?.map_err(|errors| refused(asked, &errors))?;
+        }
+        Ok(Standing::ClaimGone)
     }
 
-    /// Whether the session could lock this, by a transaction that contradicts itself and so never does.
-    async fn probe(&self, ours: &Ours<'_>, key: &str) -> Result<Probed, BackendError> {
+    /// What keeps the session from locking this, by a transaction that contradicts itself and so never does.
+    async fn probe(&self, ours: &Ours<'_>, key: &str) -> Result<Vec<TxnError>, BackendError> {
         let asked = Self::asked("claiming the key", true, ours);
         let ops = [
             Op::check_not_exists(&ours.ticket),
             Op::check_session(&ours.ticket, ours.session),
             Op::lock(key, ours.session, "", LOCK_FLAGS),
         ];
-        let errors = self.shared.txn(asked, &ops).await?.err().unwrap_or_default();
-        Ok(if says(&errors, "invalid session") {
-            Probed::SessionGone
-        } else if says(&errors, "due to lock delay") {
-            Probed::Delayed
-        } else {
-            Probed::Anything
-        })
+        Ok(self.shared.txn(asked, &ops).await?.err().unwrap_or_default())
     }
 
     /// The key and its line as the leader has them.
@@ -313,11 +298,11 @@ impl Fair {
 /// What stands in the way of a claim behind these.
 fn way(ours: &Ours<'_>, ahead: &[Ticket], key: Option<&Entry>) -> Result<Way, BackendError> {
     let claim = ours.claim;
-    if let Room::Wanting(tickets) = claim.mode.room(ahead.iter().rev().map(|ticket| (ticket.name().to_owned(), ticket.mode))) {
+    if let Room::Wanting(tickets) = claim.mode.room(ahead.iter().rev().map(|ticket| (ticket, ticket.mode))) {
         if let Some(first) = ahead.first().filter(|first| claim.mode.contradicts(first.mode)) {
             return Err(BackendError::contradiction(claim, first.mode));
         }
-        return Ok(Way::Taken(Awaits::Tickets(tickets)));
+        return Ok(Way::Taken(Awaits::Tickets(tickets.into_iter().map(Ticket::awaited).collect())));
     }
     let Some(entry) = key else { return Ok(Way::Free(Known::Absent)) };
     if !entry.is_lock() {
@@ -329,6 +314,17 @@ fn way(ours: &Ours<'_>, ahead: &[Ticket], key: Option<&Entry>) -> Result<Way, Ba
             Ok(Way::Ours { index: entry.modify_index, token: entry.token().ok_or_else(without_index)? })
         }
         Some(_) => Ok(Way::Taken(Awaits::Key)),
+    }
+}
+
+/// Why a session gets no lock whatever it is conditional on.
+fn kept_from(errors: &[TxnError]) -> Option<Granted> {
+    if says(errors, "invalid session") {
+        Some(Granted::SessionGone)
+    } else if says(errors, "due to lock delay") {
+        Some(Granted::Delayed)
+    } else {
+        None
     }
 }
 

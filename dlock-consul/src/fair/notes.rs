@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use dlock_core::{ClaimId, Key, SessionId};
 
+use crate::wire::Entry;
+
 /// The knowledge of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
@@ -24,7 +26,8 @@ pub(crate) struct ClaimNote {
     placed: bool,
     /// Something was sent that may have locked the key itself.
     pub(crate) may_lock: bool,
-    /// The index of its ticket, when it last stood in line.
+    /// Its ticket, when it last stood in line, and the index of that.
+    pub(crate) own: Option<Awaited>,
     pub(crate) index: u64,
     pub(crate) awaits: Awaits,
 }
@@ -37,7 +40,21 @@ pub(crate) enum Awaits {
     /// It is first, and somebody without a ticket has the key.
     Key,
     /// One of these tickets must go.
-    Tickets(Vec<String>),
+    Tickets(Vec<Awaited>),
+}
+
+/// A ticket by its name and the index at which it was made: one that was taken away comes again under its name, further behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Awaited {
+    pub(crate) ticket: String,
+    pub(crate) created: u64,
+}
+
+impl Awaited {
+    /// Whether this is still there, with its session.
+    pub(crate) fn is(&self, entry: &Entry) -> bool {
+        entry.key == self.ticket && entry.create_index == self.created && entry.holder_session().is_some()
+    }
 }
 
 impl Notes {
@@ -63,6 +80,7 @@ impl Notes {
             unanswered: false,
             placed: false,
             may_lock: false,
+            own: None,
             index: 0,
             awaits: Awaits::Nothing,
         };
@@ -81,10 +99,24 @@ impl Notes {
         self.claims.get(&claim)
     }
 
-    /// The claim has a ticket of this index, and waits for this.
-    pub(crate) fn placed(&mut self, claim: ClaimId, index: u64, awaits: Awaits) {
+    /// The claim has a ticket.
+    pub(crate) fn placed(&mut self, claim: ClaimId) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.placed, note.index, note.awaits) = (true, index, awaits);
+            note.placed = true;
+        }
+    }
+
+    /// The claim waits in line, with a ticket of this index.
+    pub(crate) fn waits(&mut self, claim: ClaimId, own: Awaited, index: u64, awaits: Awaits) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            (note.own, note.index, note.awaits) = (Some(own), index, awaits);
+        }
+    }
+
+    /// The claim does not wait any more.
+    pub(crate) fn granted(&mut self, claim: ClaimId) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            (note.placed, note.awaits) = (true, Awaits::Nothing);
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use dlock_core::{Claim, ClaimId, Holder, Key, Mode, SessionId};
 
+use super::notes::Awaited;
 use crate::wire::{Entry, LOCK_FLAGS};
 
 /// The flags of a ticket that waits, and of an exclusive one that holds: its lock stands on the key itself.
@@ -73,6 +74,11 @@ impl Ticket {
 
     pub(crate) fn name(&self) -> &str {
         &self.entry.key
+    }
+
+    /// As one to wait for.
+    pub(crate) fn awaited(&self) -> Awaited {
+        Awaited { ticket: self.name().to_owned(), created: self.entry.create_index }
     }
 
     /// Whether a shared lock or a permit stands on it.
