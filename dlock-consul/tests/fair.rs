@@ -182,6 +182,24 @@ async fn a_handover_costs_five_requests_with_one_waiting_and_with_a_hundred() {
 }
 
 #[tokio::test]
+async fn a_handover_to_one_that_shares_costs_five_requests_too() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let [holder, next] = [process(&proxy.address()).await, process(&proxy.address()).await];
+    for waiting in [shared("k", 2), permit("k", 3, 2)] {
+        holder.held(&claim("k", 1)).await;
+        let since = next.waiting(&waiting).await;
+        proxy.reset();
+        tokio::join!(next.granted(&waiting, since), async {
+            within(Duration::from_secs(5), "it waits", async || proxy.open_requests() == 2).await;
+            holder.released(&claim("k", 1)).await;
+        });
+        assert_eq!(proxy.requests().len(), 5, "{:?}", proxy.requests());
+        next.released(&waiting).await;
+    }
+}
+
+#[tokio::test]
 async fn whoever_is_alone_takes_two_requests_to_come_and_one_to_go() {
     let agent = ConsulAgent::start().await.unwrap();
     let proxy = FaultProxy::start(agent.address()).await.unwrap();

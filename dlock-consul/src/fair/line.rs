@@ -166,7 +166,8 @@ impl Fair {
                     return Ok(Standing::Waiting { cursor, ahead: Some(others), holder: seen.holder() });
                 }
             };
-            if let Some(standing) = self.come_to(ours, index, guard).await? {
+            let undelayed = self.was_given_back(ours, seen.key.as_ref());
+            if let Some(standing) = self.come_to(ours, index, guard, undelayed).await? {
                 return Ok(standing);
             }
             seen = self.look_as("claiming the key", &ours.claim.key).await?;
@@ -174,10 +175,27 @@ impl Fair {
         Err(BackendError::new(ErrorKind::Transient, "claiming the key: it changed again and again"))
     }
 
-    /// Takes the lock for a claim with nobody in its way; `None` when something changed since that was seen.
-    pub(super) async fn come_to(&self, ours: &Ours<'_>, index: u64, guard: Known) -> Result<Option<Standing>, BackendError> {
+    /// Whether the last who had the key is one that the claim waited for in line, and gave it back: it came to the key after every delay, and
+    /// its death would have deleted the key.
+    fn was_given_back(&self, ours: &Ours<'_>, key: Option<&Entry>) -> bool {
+        let Some(last) = key.and_then(Entry::claim) else { return false };
+        let notes = self.notes();
+        let awaits = notes.claim(ours.claim.id).map(|note| &note.awaits);
+        matches!(awaits, Some(Awaits::Tickets(awaited)) if awaited.iter().any(|awaited| awaited.is_of(last)))
+    }
+
+    /// Takes the lock for a claim with nobody in its way; `None` when something changed since that was seen. `undelayed` says that no holder
+    /// of the key has died since it was last locked.
+    pub(super) async fn come_to(
+        &self,
+        ours: &Ours<'_>,
+        index: u64,
+        guard: Known,
+        undelayed: bool,
+    ) -> Result<Option<Standing>, BackendError> {
         let granted = match ours.claim.mode {
             Mode::Exclusive => self.lock(ours, index, guard).await?,
+            _ if undelayed => self.lock(ours, index, guard).await?,
             // Consul's delay after a holder's death is told to those alone who lock the same key.
             _ => match kept_from(&self.probe(ours, ours.claim.key.as_str()).await?) {
                 None => self.lock(ours, index, guard).await?,

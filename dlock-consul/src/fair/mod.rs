@@ -97,7 +97,7 @@ impl Fair {
         let first = self.notes().claim(claim.id).filter(|note| note.awaits == Awaits::Key).map(|note| note.index);
         let free = self.shared.notes().key(&claim.key);
         if let (Some(index), Some(guard)) = (first, free)
-            && let Some(standing) = self.come_to(&ours, index, guard).await?
+            && let Some(standing) = self.come_to(&ours, index, guard, false).await?
         {
             return Ok(standing);
         }

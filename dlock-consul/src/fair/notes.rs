@@ -51,6 +51,11 @@ pub(crate) struct Awaited {
 }
 
 impl Awaited {
+    /// Whether it is the ticket of this claim, an exclusive one.
+    pub(crate) fn is_of(&self, claim: ClaimId) -> bool {
+        self.ticket.ends_with(&format!(".{claim}/"))
+    }
+
     /// Whether this is still there, with its session.
     pub(crate) fn is(&self, entry: &Entry) -> bool {
         entry.key == self.ticket && entry.create_index == self.created && entry.holder_session().is_some()
