@@ -116,9 +116,29 @@ impl Api {
     }
 
     /// The key once its index is greater than `index`, or as it is when the time is up.
-    pub(crate) async fn wait_key(&self, key: &Key, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
-        let asked = Asked { what: "waiting for the key", writes: false, needs: Needs::KeyRead(key.as_str()) };
-        entry(asked, self.blocking(asked, key_target(key), index).await?)
+    pub(crate) async fn wait_key(&self, key: &str, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
+        let asked = Asked { what: "waiting for the key", writes: false, needs: Needs::KeyRead(key) };
+        entry(asked, self.blocking(asked, format!("/v1/kv/{}", encode_path(key)), index).await?)
+    }
+
+    /// What is shown of all keys that start with `prefix`, once one of them changes after `index`, or as it is when the time is up.
+    pub(crate) async fn wait_below<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        shown: Shown,
+        index: Option<u64>,
+    ) -> Result<(Vec<T>, u64), BackendError> {
+        let asked = Asked { what: "waiting for the line", writes: false, needs: Needs::KeyRead(prefix) };
+        let shown = match shown {
+            Shown::Names => "keys",
+            Shown::Entries => "recurse",
+        };
+        let answer = self.blocking(asked, format!("/v1/kv/{}?{shown}", encode_path(prefix)), index).await?;
+        let index = answer.index.unwrap_or(0);
+        if is_absent(&answer) {
+            return Ok((Vec::new(), index));
+        }
+        Ok((read(asked, &checked(asked, answer)?)?, index))
     }
 
     /// All keys that start with `prefix`.
@@ -162,7 +182,10 @@ impl Api {
     async fn blocking(&self, asked: Asked<'_>, target: String, index: Option<u64>) -> Result<Answer, BackendError> {
         let target = match index {
             // An index of zero would not wait.
-            Some(index) => format!("{target}?index={}&wait={}s", index.max(1), WAIT.as_secs()),
+            Some(index) => {
+                let sign = if target.contains('?') { '&' } else { '?' };
+                format!("{target}{sign}index={}&wait={}s", index.max(1), WAIT.as_secs())
+            }
             None => target,
         };
         let limit = WAIT + WAIT / 16 + WAY;
@@ -189,6 +212,15 @@ impl Api {
         tracing::trace!(what = asked.what, status = answer.status, index = answer.index, "consul answered");
         Ok(answer)
     }
+}
+
+/// What is shown of keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shown {
+    /// `String`.
+    Names,
+    /// [`Entry`].
+    Entries,
 }
 
 /// A request about a session. Unless it is answered, the next one goes out on a fresh connection: a hung one stays hung.

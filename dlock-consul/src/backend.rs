@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Cause, Claim, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder, Inspection,
-    Interference, Key, Limits, LockBackend, Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest,
-    Standing, Together, Woken,
+    BackendError, Capabilities, Cause, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder,
+    Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
+    SessionId, SessionRequest, Standing, Together, Woken,
 };
 
 use crate::api::{Api, BATCH};
 use crate::classify::{Asked, Needs};
 use crate::config::{ConfigError, ConsulOptions};
+use crate::fair::{self, Fair};
 use crate::guarded::{Attempted, Look, Shared, conflict};
 use crate::http::Http;
 use crate::notes::{ClaimState, Known};
@@ -30,17 +31,20 @@ use crate::wire::{LOCK_FLAGS, Op, encode_value, json, parse_go_duration};
 #[derive(Clone, Debug)]
 pub struct Consul {
     shared: Arc<Shared>,
+    /// Where claims stand in line.
+    fair: Option<Arc<Fair>>,
 }
 
 /// The largest published metadata: a transaction takes 512 KiB of JSON, in which the value stands in base64.
 const METADATA_BYTES: usize = 380_000;
 /// How long Consul may delay the next holder of a key at most. Sessions with checks ask for it, and those of others may.
-const LONGEST_DELAY: Duration = ConsulOptions::LONGEST_LOCK_DELAY;
+pub(crate) const LONGEST_DELAY: Duration = ConsulOptions::LONGEST_LOCK_DELAY;
 
 impl Consul {
     /// A backend with these options; sends nothing.
     #[allow(clippy::needless_pass_by_value)] // options are given away, as to every backend
     pub fn new(options: ConsulOptions) -> Result<Self, ConfigError> {
+        options.check()?;
         let http = Http::new(&options)?;
         Ok(Self::on(Arc::new(http), ClockSource::Boot, &options))
     }
@@ -68,7 +72,12 @@ impl Consul {
         let (api, watches) = (Api::new(transport, options), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
         let sessions = options.sessions.clone();
-        Self { shared: Arc::new(Shared { api, capabilities, sessions, notes: Mutex::default(), watches }) }
+        if sessions.fair {
+            stand_in_line(&mut capabilities, sessions.has_checks());
+        }
+        let shared = Arc::new(Shared { api, capabilities, sessions, notes: Mutex::default(), watches });
+        let fair = shared.sessions.fair.then(|| Arc::new(Fair::on(Arc::clone(&shared))));
+        Self { shared, fair }
     }
 
     /// A backend configured by the environment, see [`ConsulOptions::from_env`].
@@ -82,13 +91,26 @@ impl Consul {
     }
 }
 
-fn fits(published: &Metadata) -> Result<(), BackendError> {
-    let bytes = json(published).len();
-    if bytes > METADATA_BYTES {
-        let message = format!("the metadata takes {bytes} bytes as JSON, Consul accepts {METADATA_BYTES} in a transaction");
-        return Err(BackendError::new(ErrorKind::Invalid, message));
+/// What is different in fair mode.
+fn stand_in_line(capabilities: &mut Capabilities, has_checks: bool) {
+    capabilities.order = Order::Fifo;
+    capabilities.claims_per_key = ClaimsPerKey::Many;
+    // A check ends a session that its holder may still believe in. Consul's delay guards the key then, but no ticket.
+    (capabilities.shared, capabilities.permits) = (!has_checks, !has_checks);
+    capabilities.limits.metadata_bytes = fair::METADATA_BYTES;
+    capabilities.claims_at_once = None;
+}
+
+fn fits(published: &Metadata, capabilities: &Capabilities) -> Result<(), BackendError> {
+    let (bytes, most) = (json(published).len(), capabilities.limits.metadata_bytes);
+    if bytes <= most {
+        return Ok(());
     }
-    Ok(())
+    let message = match capabilities.order {
+        Order::Unordered => format!("the metadata takes {bytes} bytes as JSON, Consul accepts {most} in a transaction"),
+        Order::Fifo => format!("the metadata takes {bytes} bytes as JSON, fair mode accepts {most}"),
+    };
+    Err(BackendError::new(ErrorKind::Invalid, message))
 }
 
 #[async_trait]
@@ -103,7 +125,7 @@ impl LockBackend for Consul {
 
     async fn renew(&self, session: &SessionId) -> Result<Renewal, BackendError> {
         let Some(entry) = self.shared.api.renew_session(session).await? else {
-            self.shared.notes().drop_session(session);
+            self.drop_session(session);
             return Ok(Renewal::Gone);
         };
         match parse_go_duration(&entry.ttl) {
@@ -113,6 +135,9 @@ impl LockBackend for Consul {
     }
 
     async fn audit(&self, session: &SessionId, claims: &[Granted]) -> Result<Vec<Interference>, BackendError> {
+        if let Some(fair) = &self.fair {
+            return fair.audit(session, claims).await;
+        }
         let mut found = Vec::new();
         for batch in claims.chunks(BATCH) {
             let asked = Asked { what: "looking after held keys", writes: false, needs: Needs::KeysRead };
@@ -130,14 +155,17 @@ impl LockBackend for Consul {
 
     async fn close(&self, session: &SessionId) -> Result<(), BackendError> {
         self.shared.api.destroy_session(session).await?;
-        self.shared.notes().drop_session(session);
+        self.drop_session(session);
         Ok(())
     }
 
-    async fn claim(&self, session: &SessionId, claim: &Claim, _: Place) -> Result<Standing, BackendError> {
+    async fn claim(&self, session: &SessionId, claim: &Claim, place: Place) -> Result<Standing, BackendError> {
         let shared = &self.shared;
         self.shared.capabilities.check_mode(claim.mode)?;
-        fits(&claim.published())?;
+        fits(&claim.published(), &shared.capabilities)?;
+        if let Some(fair) = &self.fair {
+            return fair.claim(session, claim, place).await;
+        }
         let value = encode_value(&claim.published());
         // An earlier copy without an answer may have been applied: look before another guard is sent.
         let unanswered = shared.notes().claim(claim.id).is_some();
@@ -175,8 +203,11 @@ impl LockBackend for Consul {
     }
 
     async fn wait(&self, session: &SessionId, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
+        if let Some(fair) = &self.fair {
+            return fair.wait(claim, cursor).await;
+        }
         let shared = &self.shared;
-        let (entry, index) = shared.watches.wait(&shared.api, &claim.key, Some(cursor.0)).await?;
+        let (entry, index) = shared.watches.wait(&shared.api, claim.key.as_str(), Some(cursor.0)).await?;
         // An index that went back says nothing of what came in between: look anew.
         let cursor = Cursor(if index < cursor.0 { 0 } else { index });
         let hint = match entry {
@@ -195,11 +226,17 @@ impl LockBackend for Consul {
         Ok(Woken { cursor, hint })
     }
 
-    async fn confirm(&self, _: &SessionId, _: &Claim, _: Cursor) -> Result<Standing, BackendError> {
-        Err(BackendError::unsupported("confirm"))
+    async fn confirm(&self, session: &SessionId, claim: &Claim, _: Cursor) -> Result<Standing, BackendError> {
+        match &self.fair {
+            Some(fair) => fair.confirm(session, claim).await,
+            None => Err(BackendError::unsupported("confirm")),
+        }
     }
 
     async fn release(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
+        if let Some(fair) = &self.fair {
+            return fair.release(session, claim).await;
+        }
         let found = self.shared.undo(session, claim).await?;
         if self.shared.notes().take_unfenced(claim.id) {
             return Ok(Release::Unfenced { had: found == Release::Released });
@@ -208,6 +245,9 @@ impl LockBackend for Consul {
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {
+        if let Some(fair) = &self.fair {
+            return fair.inspect(key).await;
+        }
         let mut inspection = Inspection::default();
         if let Some(entry) = self.shared.read(key).await?
             && (entry.holder_session().is_some() || !entry.is_lock())
@@ -238,8 +278,9 @@ impl LockBackend for Consul {
             }
         };
         let index = granted.token.get().max(cursor.map_or(0, |cursor| cursor.0));
+        let name = self.stands_on(session, granted);
         loop {
-            let (entry, now) = shared.api.wait_key(&granted.claim.key, Some(index)).await?;
+            let (entry, now) = shared.api.wait_key(&name, Some(index)).await?;
             let same = entry.is_some_and(|entry| entry.modify_index <= index && entry.holder_session() == Some(session.as_str()));
             if !same || now < index {
                 return Ok(Cursor(now));
@@ -252,13 +293,17 @@ impl LockBackend for Consul {
         let mut amended = claim.clone();
         amended.metadata = Some(Arc::new(metadata.clone()));
         let mut published = amended.published();
+        if let Some(fair) = self.fair.as_ref().filter(|_| claim.mode != Mode::Exclusive) {
+            fits(&published, &shared.capabilities)?;
+            return fair.amend_ticket(session, claim, published).await;
+        }
         for _ in 0..3 {
             let Look::Ours { index, token } = shared.look(session, &claim.key, claim.id).await? else {
                 return Ok(false);
             };
             // The write moves the index, by which the grant is known to others.
             published.set_token(token, session);
-            fits(&published)?;
+            fits(&published, &shared.capabilities)?;
             let value = encode_value(&published);
             let key = claim.key.as_str();
             let asked = Asked { what: "changing the metadata", writes: true, needs: Needs::KeyWrite(key) };
@@ -273,6 +318,9 @@ impl LockBackend for Consul {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<(Key, Holder)>, BackendError> {
+        if let Some(fair) = &self.fair {
+            return fair.list(prefix).await;
+        }
         let _permit = self.shared.watches.short.acquire().await;
         let entries = self.shared.api.list_keys(prefix).await?;
         let held = entries.iter().filter(|entry| entry.is_lock() && entry.holder_session().is_some());
@@ -282,12 +330,18 @@ impl LockBackend for Consul {
     }
 
     async fn changed(&self, key: &Key, cursor: Option<Cursor>) -> Result<Cursor, BackendError> {
+        if let Some(fair) = &self.fair {
+            return fair.changed(key, cursor).await;
+        }
         let shared = &self.shared;
-        let (_, index) = shared.watches.wait(&shared.api, key, cursor.map(|cursor| cursor.0)).await?;
+        let (_, index) = shared.watches.wait(&shared.api, key.as_str(), cursor.map(|cursor| cursor.0)).await?;
         Ok(Cursor(index))
     }
 
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
+        if let Some(fair) = &self.fair {
+            return fair.evict(key, token).await;
+        }
         let shared = &self.shared;
         let Some(entry) = shared.read(key).await? else { return Ok(false) };
         if !entry.is_lock() {
@@ -318,6 +372,24 @@ impl LockBackend for Consul {
             Some(ClaimState::Held { index, .. }) => index,
             _ => granted.token.get(),
         };
-        Ok(Ownership::new(granted.claim.key.as_str(), session.clone(), index))
+        Ok(Ownership::new(self.stands_on(session, granted), session.clone(), index))
+    }
+}
+
+impl Consul {
+    /// The name of what a grant stands on at Consul.
+    fn stands_on(&self, session: &SessionId, granted: &Granted) -> String {
+        match &self.fair {
+            Some(_) => Fair::stands_on(session, &granted.claim),
+            None => granted.claim.key.as_str().to_owned(),
+        }
+    }
+
+    /// The session is gone, and with it all it had.
+    fn drop_session(&self, session: &SessionId) {
+        match &self.fair {
+            Some(fair) => fair.session_gone(session),
+            None => self.shared.notes().drop_session(session),
+        }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) enum Needs<'a> {
     KeyRead(&'a str),
     /// Of many keys at once.
     KeysRead,
+    /// Of a key and what stands below it.
+    LineWrite(&'a str),
 }
 
 impl Needs<'_> {
@@ -43,6 +45,7 @@ impl Needs<'_> {
             Self::SessionRead => r#"session_prefix "" { policy = "read" }"#.to_owned(),
             Self::KeyWrite(key) => format!(r#"key "{key}" {{ policy = "write" }}"#),
             Self::KeysRead => r#"key_prefix "<prefix>" { policy = "read" } with the prefix of the locked keys"#.to_owned(),
+            Self::LineWrite(key) => format!(r#"key_prefix "{key}" {{ policy = "write" }}"#),
             Self::KeyRead(key) => format!(r#"key "{key}" {{ policy = "read" }}"#),
         }
     }

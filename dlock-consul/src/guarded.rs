@@ -164,7 +164,14 @@ impl Shared {
     }
 
     /// Releases the key as it stands at `index`.
-    async fn unlock(&self, session: &SessionId, claim: &Claim, index: u64, value: &str, flags: u64) -> Result<bool, BackendError> {
+    pub(crate) async fn unlock(
+        &self,
+        session: &SessionId,
+        claim: &Claim,
+        index: u64,
+        value: &str,
+        flags: u64,
+    ) -> Result<bool, BackendError> {
         let key = claim.key.as_str();
         let asked = Asked { what: "releasing the key", writes: true, needs: Needs::KeyWrite(key) };
         let ops = [Op::check_index(key, index), Op::unlock(key, session, value, flags)];

@@ -29,7 +29,7 @@ fn create<'a>(options: &'a SessionOptions, scope: &'a Scope, request: &SessionRe
         name: format!("dlock:{}", request.owner),
         ttl: go_duration(request.ttl),
         lock_delay: go_duration(whole_millis(lock_delay(options, request.ttl)?)),
-        behavior: options.behavior.as_str(),
+        behavior: options.behavior().as_str(),
         node_checks: &options.node_checks,
         service_checks: options.service_checks.iter().map(|id| ServiceCheck { id, namespace }).collect(),
         node: options.node.name(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dlock_core::{BackendError, Key};
+use dlock_core::BackendError;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
 use crate::api::{Api, BATCH};
@@ -27,10 +27,10 @@ pub(crate) struct Watches {
 #[derive(Debug)]
 struct SharedReads {
     /// Each key with the number of its waiters; in order, so that the same waiters make the same requests.
-    wanted: Mutex<BTreeMap<Key, usize>>,
+    wanted: Mutex<BTreeMap<String, usize>>,
     /// Whoever has it reads for all; given up with the waiter's future.
     turn: AsyncMutex<()>,
-    seen: watch::Sender<HashMap<Key, Option<Entry>>>,
+    seen: watch::Sender<HashMap<String, Option<Entry>>>,
 }
 
 impl Watches {
@@ -54,7 +54,7 @@ impl Watches {
     }
 
     /// The key once its index is greater than `index`, or it is gone; on a connection of its own if one is left.
-    pub(crate) async fn wait(&self, api: &Api, key: &Key, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
+    pub(crate) async fn wait(&self, api: &Api, key: &str, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
         match self.waits.try_acquire() {
             Ok(_permit) => api.wait_key(key, index).await,
             Err(_) => self.shared.wait(self, api, key, index.unwrap_or(0)).await,
@@ -67,7 +67,7 @@ impl SharedReads {
     const PACE: Duration = Duration::from_millis(500);
 
     /// Free to drop: the turn passes to another waiter.
-    async fn wait(&self, all: &Watches, api: &Api, key: &Key, index: u64) -> Result<(Option<Entry>, u64), BackendError> {
+    async fn wait(&self, all: &Watches, api: &Api, key: &str, index: u64) -> Result<(Option<Entry>, u64), BackendError> {
         let _wanted = Wanted::new(self, key);
         let mut seen = self.seen.subscribe();
         let mut fresh = false;
@@ -94,20 +94,19 @@ impl SharedReads {
         }
     }
 
-    async fn read(&self, all: &Watches, api: &Api) -> Result<HashMap<Key, Option<Entry>>, BackendError> {
-        let mut keys: Vec<Key> = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+    async fn read(&self, all: &Watches, api: &Api) -> Result<HashMap<String, Option<Entry>>, BackendError> {
+        let mut keys: Vec<String> = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
         let mut found = HashMap::new();
         while !keys.is_empty() {
-            let batch: Vec<Key> = keys.drain(..keys.len().min(BATCH)).collect();
-            let ops: Vec<Op<'_>> = batch.iter().map(|key| Op::get(key.as_str())).collect();
+            let batch: Vec<String> = keys.drain(..keys.len().min(BATCH)).collect();
+            let ops: Vec<Op<'_>> = batch.iter().map(|key| Op::get(key)).collect();
             let asked = Asked { what: "waiting for keys", writes: false, needs: Needs::KeysRead };
             let permit = all.short.acquire().await;
             let reply = api.txn(asked, &ops).await?;
             drop(permit);
             match reply {
                 Ok(results) => {
-                    let entries = results.into_iter().filter_map(|result| Some((Key::new(&result.kv.key).ok()?, Some(result.kv))));
-                    found.extend(entries);
+                    found.extend(results.into_iter().map(|result| (result.kv.key.clone(), Some(result.kv))));
                 }
                 // A key that is gone fails the whole read: it is news for its waiters, and the others are asked for again.
                 Err(errors) => {
@@ -129,12 +128,12 @@ impl SharedReads {
 /// Counts a waiter of a key in, and out when dropped.
 struct Wanted<'a> {
     shared: &'a SharedReads,
-    key: &'a Key,
+    key: &'a str,
 }
 
 impl<'a> Wanted<'a> {
-    fn new(shared: &'a SharedReads, key: &'a Key) -> Self {
-        *shared.wanted.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default() += 1;
+    fn new(shared: &'a SharedReads, key: &'a str) -> Self {
+        *shared.wanted.lock().unwrap_or_else(PoisonError::into_inner).entry(key.to_owned()).or_default() += 1;
         Self { shared, key }
     }
 }

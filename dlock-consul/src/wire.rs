@@ -100,6 +100,16 @@ impl<'a> Op<'a> {
         Self::new("get", key)
     }
 
+    /// Everything whose name starts so; nothing is no failure.
+    pub(crate) fn get_tree(prefix: &'a str) -> Self {
+        Self::new("get-tree", prefix)
+    }
+
+    /// What is not there counts as deleted.
+    pub(crate) fn delete(key: &'a str) -> Self {
+        Self::new("delete", key)
+    }
+
     pub(crate) fn check_not_exists(key: &'a str) -> Self {
         Self::new("check-not-exists", key)
     }
@@ -175,6 +185,9 @@ pub(crate) struct Entry {
     pub(crate) flags: u64,
     #[serde(default)]
     pub(crate) value: Option<String>,
+    /// The index at which it was made.
+    #[serde(default)]
+    pub(crate) create_index: u64,
     pub(crate) modify_index: u64,
     #[serde(default)]
     pub(crate) session: Option<String>,

@@ -50,7 +50,7 @@ fn the_locker_keeps_its_promises() {
 
 #[test]
 fn those_who_share_and_those_who_take_several_keep_theirs() {
-    prove(Tier::Beside, budget("DLOCK_SIM_BESIDE", 20_000));
+    prove(Tier::Beside, budget("DLOCK_SIM_BESIDE", 10_000));
     let (mut most, mut alone, mut keys) = (BTreeMap::new(), 0, 0);
     for seed in 0..300 {
         let plan = Plan::of_seed(Tier::Beside, seed);

@@ -8,7 +8,7 @@ use dlock_consul::{Consul, ConsulOptions};
 use dlock_core::LockBackend;
 use dlock_etcd::{Etcd, EtcdOptions};
 use dlock_testkit::conformance::{Ability, Case, InMemory, Ledger, NotShown, Outcome};
-use dlock_testkit::memory::Memory;
+use dlock_testkit::memory::{Memory, Profile};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -95,31 +95,40 @@ fn on_server(outcome: &Outcome) -> &Outcome {
 }
 
 /// As a store in memory answers each case.
-async fn column(harness: fn() -> InMemory) -> Vec<(&'static str, Outcome)> {
-    static BACKEND: [Ledger; 2] = [const { Ledger::new(dlock_testkit::conformance::CASES) }; 2];
-    static LOCKER: [Ledger; 2] = [const { Ledger::new(dlock_sim::suite::CASES) }; 2];
-    let place = usize::from(std::ptr::fn_addr_eq(harness, InMemory::slot as fn() -> InMemory));
+async fn column(place: usize, harness: fn() -> InMemory) -> Vec<(&'static str, Outcome)> {
+    static BACKEND: [Ledger; 3] = [const { Ledger::new(dlock_testkit::conformance::CASES) }; 3];
+    static LOCKER: [Ledger; 3] = [const { Ledger::new(dlock_sim::suite::CASES) }; 3];
     let backend = BACKEND[place].report(async || harness()).await;
     let locker = LOCKER[place].report(async || harness()).await;
     backend.outcomes().iter().chain(locker.outcomes()).cloned().collect()
 }
 
+/// A queue that takes one key at a time, as Consul's tickets do.
+fn key_by_key() -> Memory {
+    Memory::builder(Profile::Queue).claims_at_once(None).build()
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_table_says_of_every_case_how_each_store_answers() {
-    let (queue, slot) = (column(InMemory::queue).await, column(InMemory::slot).await);
-    // Consul declares what the slot declares, and etcd what the queue does; their harnesses have every hook.
+    let (queue, slot) = (column(0, InMemory::queue).await, column(1, InMemory::slot).await);
+    let tickets = column(2, || InMemory::new("memory, queue, key by key", key_by_key())).await;
+    // Consul declares what the slot declares, in fair mode what the queue does but for several keys, and etcd what the queue does; their
+    // harnesses have every hook.
     let (consul, etcd) = (Consul::new(ConsulOptions::new()).unwrap(), Etcd::new(EtcdOptions::new()).unwrap());
+    let fair = Consul::new(ConsulOptions::new().fair(true)).unwrap();
     for ability in Ability::ALL {
-        let of_slot = ability.is_declared(Memory::slot().capabilities());
-        assert_eq!(ability.is_declared(consul.capabilities()), of_slot, "{ability}");
-        let of_queue = ability.is_declared(Memory::queue().capabilities());
-        assert_eq!(ability.is_declared(etcd.capabilities()), of_queue, "{ability}");
+        for (real, like) in
+            [(consul.capabilities(), Memory::slot()), (fair.capabilities(), key_by_key()), (etcd.capabilities(), Memory::queue())]
+        {
+            assert_eq!(ability.is_declared(real), ability.is_declared(like.capabilities()), "{ability} {like:?}");
+        }
     }
     let mut expected = Vec::new();
-    for ((name, queue), (_, slot)) in queue.iter().zip(&slot) {
-        expected.push(vec![format!("`{name}`"), cell(queue), cell(slot), cell(on_server(slot)), cell(on_server(queue))]);
+    for (((name, queue), (_, slot)), (_, tickets)) in queue.iter().zip(&slot).zip(&tickets) {
+        let servers = [slot, tickets, queue].map(|outcome| cell(on_server(outcome)));
+        expected.push([vec![format!("`{name}`"), cell(queue), cell(slot)], servers.to_vec()].concat());
     }
-    let told: Vec<_> = rows().into_iter().filter(|row| row.len() == 5 && row[0].starts_with('`')).collect();
+    let told: Vec<_> = rows().into_iter().filter(|row| row.len() == 6 && row[0].starts_with('`')).collect();
     if told != expected {
         let lines: Vec<_> = expected.iter().map(|row| format!("| {} |", row.join(" | "))).collect();
         panic!("the table of docs/conformance.md is to be:\n{}", lines.join("\n"));

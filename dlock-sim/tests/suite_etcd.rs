@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dlock_core::{LockBackend, TtlRange};
 use dlock_etcd::{Etcd, EtcdOptions};
-use dlock_testkit::conformance::{AsPermits, OnEtcd};
+use dlock_testkit::conformance::OnEtcd;
 
 fn connect(address: SocketAddr) -> Arc<dyn LockBackend> {
     let ttl = TtlRange { min: Duration::from_secs(1), max: Duration::from_secs(86_400) };
@@ -15,18 +15,7 @@ fn connect(address: SocketAddr) -> Arc<dyn LockBackend> {
     Arc::new(Etcd::new(options).unwrap())
 }
 
-mod exclusive {
-    use super::*;
-
-    dlock_sim::locker_suite! {
-        #[tokio::test]
-        OnEtcd::start(connect).await.with_second_process(env!("CARGO_BIN_EXE_holder"))
-    }
-}
-
-/// A permit is an exclusive lock where all others are taken.
-mod last_permit {
-    use super::*;
-
-    dlock_sim::locker_suite! { #[tokio::test] AsPermits::new(OnEtcd::start(connect).await, 5) }
+dlock_sim::locker_suite! {
+    #[tokio::test]
+    OnEtcd::start(connect).await.with_second_process(env!("CARGO_BIN_EXE_holder"))
 }

@@ -58,7 +58,7 @@
 //!
 //! | feature | backend | URL |
 //! |---|---|---|
-//! | `consul` (default) | Consul, by the crate `dlock-consul` | `consul://host:port`, `consul+https://host:port`, `consul+unix:///path` |
+//! | `consul` (default) | Consul, by the crate `dlock-consul` | `consul://host:port`, `consul+https://host:port`, `consul+unix:///path`; with `?fair=true` first come, first served |
 //! | `etcd` | etcd, by the crate `dlock-etcd`; TLS by aws-lc-rs, as with `consul` | `etcd://host1:port,host2:port`, `etcds://...` |
 //! | `etcd-tls-ring` | the same, TLS by ring | the same |
 //! | `memory` | a store in this process, by the crate `dlock-testkit` | `memory://name` |

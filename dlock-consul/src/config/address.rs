@@ -37,7 +37,7 @@ impl ConsulOptions {
             return Err(refuse("it must not hold a user or password; set CONSUL_HTTP_TOKEN or CONSUL_HTTP_AUTH instead"));
         }
         if url.query().is_some() || url.fragment().is_some() || !matches!(url.path(), "" | "/") {
-            return Err(refuse("it must end after the port"));
+            return Err(refuse(LONGER));
         }
         // Once TLS is asked for, no address is spoken to without. Parsed anew: a URL forgets a port that is its scheme's own.
         let url = match full.split_once("://") {
@@ -49,6 +49,14 @@ impl ConsulOptions {
     }
 
     pub(crate) fn at_url(self, url: &str) -> Result<Self, ConfigError> {
+        match url.rsplit_once('?') {
+            Some((place, "fair=true")) => self.at_place(place).map(|options| options.fair(true)),
+            Some((place, "fair=false")) => self.at_place(place).map(|options| options.fair(false)),
+            _ => self.at_place(url),
+        }
+    }
+
+    fn at_place(self, url: &str) -> Result<Self, ConfigError> {
         let (scheme, rest) = match url.split_once("://") {
             Some(("consul" | "consul+http", rest)) => ("http", rest),
             Some(("consul+https", rest)) => ("https", rest),
@@ -58,6 +66,9 @@ impl ConsulOptions {
         let mut options = self.address(&format!("{scheme}://{rest}")).map_err(|error| match error {
             ConfigError::Address { reason: NO_URL | NO_HOST, .. } => {
                 ConfigError::Address { address: redacted(url), reason: NOT_CONSUL }
+            }
+            ConfigError::Address { reason: LONGER, .. } => {
+                ConfigError::Address { address: redacted(url), reason: "it must end after the port, or in ?fair=true" }
             }
             ConfigError::Address { reason, .. } => ConfigError::Address { address: redacted(url), reason },
             other => other,
@@ -82,6 +93,7 @@ impl fmt::Display for Address {
 }
 
 const NO_URL: &str = "it is no URL; use for example http://127.0.0.1:8500";
+const LONGER: &str = "it must end after the port";
 const NO_HOST: &str = "it names no host; use for example http://127.0.0.1:8500";
 const NOT_CONSUL: &str = "use consul://host:port, consul+https://host:port or consul+unix:///path";
 
@@ -132,6 +144,26 @@ mod tests {
             ("consul+unix:///run/consul.sock", "unix:///run/consul.sock"),
         ] {
             assert_eq!(ConsulOptions::new().at_url(url).unwrap().address.to_string(), read, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_asks_for_fair_mode_and_for_nothing_else() {
+        let at = |url| ConsulOptions::new().at_url(url);
+        for (url, fair, read) in [
+            ("consul://h:1?fair=true", true, "http://h:1"),
+            ("consul://h/?fair=true", true, "http://h:8500"),
+            ("consul+https://h?fair=true", true, "https://h:8501"),
+            ("consul+unix:///run/consul.sock?fair=true", true, "unix:///run/consul.sock"),
+            ("consul://h:1?fair=false", false, "http://h:1"),
+            ("consul://h:1", false, "http://h:1"),
+        ] {
+            let options = at(url).unwrap();
+            assert_eq!((options.sessions.fair, options.address.to_string().as_str()), (fair, read), "{url}");
+        }
+        for url in ["consul://h:1?fair", "consul://h:1?fair=yes", "consul://h:1?token=hunter2", "consul://h:1?a=b?fair=true"] {
+            let error = at(url).unwrap_err().to_string();
+            assert!(error.contains("?fair=true") && !error.contains("hunter2"), "{url}: {error}");
         }
     }
 

@@ -59,7 +59,7 @@ impl ConsulOptions {
 
     /// Options from the environment, with the address from a URL: `consul://host:port`, `consul+https://host:port` or
     /// `consul+unix:///path`. Without a port it is 8500, over TLS 8501. `CONSUL_HTTP_ADDR` is not looked at; `CONSUL_HTTP_SSL` turns
-    /// `consul://` into TLS as well.
+    /// `consul://` into TLS as well. `?fair=true` at the end asks for [fair mode](Self::fair).
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
         let but_address: Vec<_> = SUPPORTED.into_iter().filter(|name| *name != "CONSUL_HTTP_ADDR").collect();
         Self::but_address(environment(&but_address)?)?.at_url(url)

@@ -94,6 +94,9 @@ pub enum ConfigError {
         /// The refused delay.
         delay: Duration,
     },
+    /// Tickets that outlive their session would keep everybody behind them waiting for ever.
+    #[error("fair mode needs sessions that delete their keys, and the behavior was set to release; leave it unset")]
+    FairRelease,
     /// No request can be answered within no time.
     #[error("attempt_limit must be longer than zero")]
     NoTime,

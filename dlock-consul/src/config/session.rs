@@ -10,7 +10,10 @@ pub(crate) struct SessionOptions {
     pub(crate) node: Node,
     pub(crate) node_checks: Vec<String>,
     pub(crate) service_checks: Vec<String>,
-    pub(crate) behavior: Behavior,
+    /// Where it was chosen.
+    pub(crate) behavior: Option<Behavior>,
+    /// Whether sessions hold tickets, which must go with them.
+    pub(crate) fair: bool,
     /// Where it was asked for.
     pub(crate) lock_delay: Option<Duration>,
 }
@@ -52,6 +55,11 @@ impl SessionOptions {
     /// Whether something else than silence, an operator or the end of its node can end a session.
     pub(crate) fn has_checks(&self) -> bool {
         !self.node_checks.is_empty() || !self.service_checks.is_empty()
+    }
+
+    /// What becomes of the keys that a session holds.
+    pub(crate) fn behavior(&self) -> Behavior {
+        if self.fair { Behavior::Delete } else { self.behavior.unwrap_or_default() }
     }
 }
 
@@ -130,8 +138,37 @@ impl ConsulOptions {
     /// [`Behavior::Release`].
     #[must_use]
     pub fn behavior(mut self, behavior: Behavior) -> Self {
-        self.sessions.behavior = behavior;
+        self.sessions.behavior = Some(behavior);
         self
+    }
+
+    /// Whether waiting claims stand in line, first come, first served. Defaults to `false`: whoever asks first once the key is free.
+    ///
+    /// A claim then has a ticket: a key of its own below the lock's key, `KEY/.dlock/SESSION.CLAIM/`, in the order of their making. Each waits
+    /// for the ticket before its own alone, so that a handover costs five requests however many wait. The key of the lock stays what it is, and
+    /// programs that lock it without a ticket (in Go, `consul lock`, dlock without this) exclude ours and are excluded; they keep to no line.
+    ///
+    /// - **Shared locks and permits** come with it, but not with checks: a check can end a session that a holder still believes in, and
+    ///   Consul's lock delay then guards the lock's key alone. **Who takes no ticket does not see those who share**: their locks stand on
+    ///   their tickets, so that such a program can take the lock's key beside them. Share only what all lock in this mode.
+    /// - **Sessions delete their keys** when they end, as with [`Behavior::Delete`], or their tickets would stay for ever. A
+    ///   [`behavior`](Self::behavior) of [`Behavior::Release`] is refused beside it.
+    /// - **A release is always a fence**, other than with `Behavior::Delete` alone: nothing of a claim takes effect without its ticket.
+    /// - **Several keys at once** are not taken, and metadata is limited to 16 KiB, since who enters a line reads all of it.
+    ///
+    /// A token needs `key_prefix "KEY" { policy = "write" }`.
+    #[must_use]
+    pub fn fair(mut self, fair: bool) -> Self {
+        self.sessions.fair = fair;
+        self
+    }
+
+    /// Refuses what contradicts itself.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if self.sessions.fair && self.sessions.behavior == Some(Behavior::Release) {
+            return Err(ConfigError::FairRelease);
+        }
+        Ok(())
     }
 
     /// For how long Consul keeps everybody from a key whose session ended while it held the key; more than 60 s is refused. It counts in whole
@@ -159,6 +196,17 @@ mod tests {
         assert!(ConsulOptions::new().lock_delay(Duration::from_secs(60)).is_ok());
         let error = ConsulOptions::new().lock_delay(Duration::from_secs(61)).unwrap_err().to_string();
         assert!(error.contains("61s") && error.contains("60s"), "{error}");
+    }
+
+    #[test]
+    fn tickets_go_with_their_session_or_are_refused() {
+        let fair = ConsulOptions::new().fair(true);
+        assert_eq!(fair.sessions.behavior(), Behavior::Delete);
+        assert!(fair.clone().behavior(Behavior::Delete).check().is_ok());
+        let refused = fair.behavior(Behavior::Release);
+        assert!(matches!(refused.check(), Err(ConfigError::FairRelease)));
+        assert!(refused.fair(false).check().is_ok());
+        assert_eq!(ConsulOptions::new().sessions.behavior(), Behavior::Release);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct OnConsul {
     proxies: Mutex<Vec<FaultProxy>>,
     process: Option<PathBuf>,
     allowed: Vec<Hook>,
+    /// Whether clients stand in line by tickets.
+    fair: bool,
 }
 
 /// How a client is made that speaks to an agent at this address.
@@ -50,6 +52,7 @@ impl OnConsul {
             proxies: Mutex::new(vec![proxy]),
             process: None,
             allowed,
+            fair: false,
         }
     }
 
@@ -59,6 +62,13 @@ impl OnConsul {
     pub fn with_second_process(mut self, program: impl Into<PathBuf>) -> Self {
         self.process = Some(program.into());
         self.allowed.clear();
+        self
+    }
+
+    /// For clients in dlock's fair mode: what an operator does to a key, he does to the tickets below it as well.
+    #[must_use]
+    pub fn fair(mut self) -> Self {
+        self.fair = true;
         self
     }
 
@@ -75,6 +85,19 @@ impl OnConsul {
             Sent::Release => Matching::any().path("/v1/txn").body("\"unlock\""),
             Sent::Amend => Matching::any().path("/v1/txn").body("\"cas\""),
         }
+    }
+
+    /// Which requests of a backend in fair mode are of this kind: whatever it locks, it takes its ticket away with every release.
+    pub fn matching_fair(sent: Sent) -> Matching {
+        match sent {
+            Sent::Claim => Matching::any().path("/v1/txn").message(|body| has(body, "\"lock\"") && !has(body, "\"delete\"")),
+            Sent::Release => Matching::any().path("/v1/txn").body("\"delete\""),
+            Sent::Open | Sent::Renew | Sent::Amend => Self::matching(sent),
+        }
+    }
+
+    fn sent(&self, sent: Sent) -> Matching {
+        if self.fair { Self::matching_fair(sent) } else { Self::matching(sent) }
     }
 
     /// What an operator asks of the agent, past the proxies.
@@ -97,10 +120,14 @@ impl OnConsul {
     }
 }
 
+fn has(body: &[u8], part: &str) -> bool {
+    body.windows(part.len()).any(|window| window == part.as_bytes())
+}
+
 #[async_trait]
 impl Harness for OnConsul {
     fn name(&self) -> String {
-        "Consul".to_owned()
+        if self.fair { "Consul fair".to_owned() } else { "Consul".to_owned() }
     }
 
     async fn client(&self) -> Arc<dyn LockBackend> {
@@ -127,7 +154,7 @@ impl Harness for OnConsul {
     async fn alone(&self) -> Option<Box<dyn Harness>> {
         let agent = ConsulAgent::builder().persistent().start().await.expect("an agent must start");
         let alone = Self::at(self.connect, agent.address(), Some(agent)).await;
-        Some(Box::new(Self { process: self.process.clone(), allowed: self.allowed.clone(), ..alone }))
+        Some(Box::new(Self { process: self.process.clone(), allowed: self.allowed.clone(), fair: self.fair, ..alone }))
     }
 
     async fn heal(&self) {
@@ -147,6 +174,9 @@ impl Harness for OnConsul {
 
     async fn delete(&self, key: &Key) -> Hooked {
         self.operate("DELETE", &format!("/v1/kv/{key}"), "").await;
+        if self.fair {
+            self.operate("DELETE", &format!("/v1/kv/{key}/.dlock/?recurse"), "").await;
+        }
         Ok(())
     }
 
@@ -155,6 +185,13 @@ impl Harness for OnConsul {
         let entries: Vec<HashMap<String, serde_json::Value>> = serde_json::from_str(&entry).expect("Consul answers JSON");
         let session = entries[0].get("Session").and_then(|session| session.as_str()).expect("somebody holds the key");
         self.operate("PUT", &format!("/v1/kv/{key}?release={session}&flags={LOCK_FLAGS}"), "").await;
+        if self.fair {
+            let tickets = self.operate("GET", &format!("/v1/kv/{key}/.dlock/?keys"), "").await;
+            let tickets: Vec<String> = serde_json::from_str(&tickets).expect("Consul answers JSON");
+            for ticket in tickets.iter().filter(|ticket| ticket.contains(&format!("/{session}."))) {
+                self.operate("DELETE", &format!("/v1/kv/{ticket}"), "").await;
+            }
+        }
         Ok(())
     }
 
@@ -187,12 +224,12 @@ impl Harness for OnConsul {
     }
 
     fn lose_reply(&self, of: Sent) -> Hooked {
-        self.proxies().last().expect("there is always a last proxy").next(Self::matching(of), Fault::DropResponse);
+        self.proxies().last().expect("there is always a last proxy").next(self.sent(of), Fault::DropResponse);
         Ok(())
     }
 
     fn hold(&self, what: Sent) -> Hooked<Box<dyn UnderWay>> {
-        let held = self.proxies().last().expect("there is always a last proxy").hold_next(Self::matching(what));
+        let held = self.proxies().last().expect("there is always a last proxy").hold_next(self.sent(what));
         Ok(Box::new(OnTheWay { held, server: self.server }))
     }
 

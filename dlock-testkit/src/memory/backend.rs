@@ -49,6 +49,7 @@ impl Memory {
             rules: Rules { profile, lapses_after_percent: 200, lock_delay: Duration::ZERO },
             ttl: TtlRange { min: Self::LEAST_TTL, max: Self::LONGEST_TTL },
             limits: Limits::default(),
+            claims_at_once: Some(32),
             fast_ppm: 0,
             observer: None,
         }
@@ -103,6 +104,7 @@ pub struct MemoryBuilder {
     rules: Rules,
     ttl: TtlRange,
     limits: Limits,
+    claims_at_once: Option<usize>,
     fast_ppm: u32,
     observer: Option<Arc<dyn Observer>>,
 }
@@ -136,6 +138,13 @@ impl MemoryBuilder {
         self
     }
 
+    /// How many keys it takes at once; `None` if not even one. Defaults to 32.
+    #[must_use]
+    pub fn claims_at_once(mut self, most: Option<usize>) -> Self {
+        self.claims_at_once = most;
+        self
+    }
+
     /// By how many millionths the store's clock is faster than that of its clients. Defaults to zero.
     #[must_use]
     pub fn clock_fast_by(mut self, ppm: u32) -> Self {
@@ -162,7 +171,7 @@ impl MemoryBuilder {
         capabilities.lists = true;
         capabilities.tells_changes = true;
         capabilities.evicts = true;
-        capabilities.claims_at_once = Some(32);
+        capabilities.claims_at_once = self.claims_at_once;
         capabilities.guards_writes = true;
         if self.rules.profile == Profile::Queue {
             capabilities.order = Order::Fifo;

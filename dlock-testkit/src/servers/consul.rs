@@ -281,7 +281,7 @@ impl ConsulBuilder {
         let https = if self.tls { i32::from(https) } else { -1 };
         let mut config = format!(
             "bind_addr = \"127.0.0.1\"\nadvertise_addr = \"127.0.0.1\"\nlog_level = \"WARN\"\ndisable_update_check = true\n\
-             performance {{ raft_multiplier = 1 }}\nlimits {{ http_max_conns_per_client = 400 }}\n\
+             performance {{ raft_multiplier = 1 }}\nlimits {{ http_max_conns_per_client = 800 }}\n\
              ports {{ http = {http} https = {https} server = {server} serf_lan = {serf} serf_wan = -1 dns = -1 grpc = -1 }}\n"
         );
         if let Some(min) = &self.ttl_min {

@@ -1,0 +1,124 @@
+//! Waiting in line: for one's predecessor alone, and for the end of one's own ticket.
+
+use dlock_core::{BackendError, Claim, Cursor, Hint, Key, Woken};
+use futures_util::future::select_all;
+
+use super::Fair;
+use super::notes::{Awaited, Awaits};
+use super::tickets::line;
+use crate::api::Shown;
+use crate::notes::Known;
+use crate::wire::Entry;
+
+/// So many tickets are looked after one by one where no connection is left for the whole line.
+const WATCHED_ONE_BY_ONE: usize = 16;
+
+impl Fair {
+    pub(crate) async fn wait(&self, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
+        let note = self.notes().claim(claim.id).cloned();
+        let Some((note, own)) = note.and_then(|note| Some((note.clone(), note.own?))) else {
+            // Asking anew finds out what we do not know.
+            return Ok(Woken { cursor, hint: Hint::MaybeFree });
+        };
+        let since = Cursor(cursor.0.max(note.index));
+        match note.awaits {
+            Awaits::Nothing => Ok(Woken { cursor, hint: Hint::MaybeFree }),
+            Awaits::Key => tokio::select! {
+                woken = self.key_changed(&claim.key, cursor) => woken,
+                woken = self.ticket_gone(&own, since, Hint::ClaimGone) => woken,
+            },
+            Awaits::Tickets(awaited) => match awaited.as_slice() {
+                [before] => tokio::select! {
+                    woken = self.ticket_gone(before, since, Hint::MaybeFree) => woken,
+                    woken = self.ticket_gone(&own, since, Hint::ClaimGone) => woken,
+                },
+                _ => self.one_gone(&claim.key, &awaited, &own, since).await,
+            },
+        }
+    }
+
+    /// What becomes of the key of somebody without a ticket.
+    async fn key_changed(&self, key: &Key, cursor: Cursor) -> Result<Woken, BackendError> {
+        let shared = &self.shared;
+        let (entry, index) = shared.watches.wait(&shared.api, key.as_str(), Some(cursor.0)).await?;
+        let hint = match entry {
+            Some(entry) if entry.holder_session().is_some() => Hint::StillHeld { holder: Some(entry.holder()) },
+            Some(entry) if entry.is_lock() => {
+                // The claim that hears of it is first in line: it asks for the key as it is now.
+                shared.notes().learn(key, Known::At(entry.modify_index));
+                Hint::MaybeFree
+            }
+            entry => {
+                shared.notes().forget(key);
+                self.learn(key, entry.is_some());
+                Hint::MaybeFree
+            }
+        };
+        // An index that went back says nothing of what came in between: look anew.
+        Ok(Woken { cursor: Cursor(if index < cursor.0 { 0 } else { index }), hint })
+    }
+
+    /// Returns when the ticket is not its session's any more.
+    async fn ticket_gone(&self, awaited: &Awaited, cursor: Cursor, hint: Hint) -> Result<Woken, BackendError> {
+        let shared = &self.shared;
+        let mut since = cursor.0;
+        loop {
+            let (entry, index) = shared.watches.wait(&shared.api, &awaited.ticket, Some(since)).await?;
+            if entry.is_none_or(|entry| !awaited.is(&entry)) {
+                return Ok(Woken { cursor, hint });
+            }
+            // An index that says nothing cannot be waited on.
+            if index == 0 {
+                return Ok(Woken { cursor, hint: Hint::StillHeld { holder: None } });
+            }
+            since = index;
+        }
+    }
+
+    /// Returns when one of these tickets is gone, or our own.
+    async fn one_gone(&self, key: &Key, awaited: &[Awaited], own: &Awaited, cursor: Cursor) -> Result<Woken, BackendError> {
+        let shared = &self.shared;
+        let Ok(_permit) = shared.watches.waits.try_acquire() else {
+            let nearest = awaited.iter().take(WATCHED_ONE_BY_ONE).map(|ticket| (ticket, Hint::MaybeFree));
+            let watched = nearest.chain([(own, Hint::ClaimGone)]);
+            let all = watched.map(|(ticket, hint)| Box::pin(self.ticket_gone(ticket, cursor, hint)));
+            return select_all(all).await.0;
+        };
+        let (line, mut since) = (line(key), cursor.0);
+        loop {
+            let (entries, index) = shared.api.wait_below::<Entry>(&line, Shown::Entries, Some(since)).await?;
+            let is_there = |ticket: &Awaited| entries.iter().any(|entry| ticket.is(entry));
+            let hint = if !is_there(own) {
+                Hint::ClaimGone
+            } else if !awaited.iter().all(is_there) {
+                Hint::MaybeFree
+            } else if index == 0 {
+                Hint::StillHeld { holder: None }
+            } else {
+                since = index;
+                continue;
+            };
+            return Ok(Woken { cursor, hint });
+        }
+    }
+
+    /// Returns when the key or its line may have changed.
+    pub(crate) async fn changed(&self, key: &Key, cursor: Option<Cursor>) -> Result<Cursor, BackendError> {
+        let (shared, line) = (&self.shared, line(key));
+        let Some(cursor) = cursor else {
+            let (_, of_key) = shared.watches.wait(&shared.api, key.as_str(), None).await?;
+            let _permit = shared.watches.short.acquire().await;
+            let (_, of_line) = shared.api.wait_below::<String>(&line, Shown::Names, None).await?;
+            return Ok(Cursor(of_key.max(of_line)));
+        };
+        let of_line = async {
+            let _permit = shared.watches.waits.acquire().await;
+            shared.api.wait_below::<String>(&line, Shown::Names, Some(cursor.0)).await
+        };
+        let index = tokio::select! {
+            changed = shared.watches.wait(&shared.api, key.as_str(), Some(cursor.0)) => changed?.1,
+            changed = of_line => changed?.1,
+        };
+        Ok(Cursor(index))
+    }
+}

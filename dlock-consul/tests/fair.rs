@@ -1,0 +1,600 @@
+//! Fair mode on a real Consul: what a handover costs, who is next, and who else may lock the key.
+#![allow(missing_docs)]
+
+use std::num::NonZeroU32;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use dlock_consul::{Behavior, ConfigError, Consul, ConsulOptions};
+use dlock_core::{
+    Claim, ClaimId, Cursor, ErrorKind, Granted, Hint, Key, LockBackend, Mode, Place, Release, SessionId, SessionRequest, Standing,
+    TtlRange,
+};
+use dlock_testkit::proxy::{FaultProxy, Matching};
+use dlock_testkit::servers::{ConsulAgent, http};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Go's flags for a lock.
+const GO_FLAGS: &str = "3304740253564472344";
+const LONG: Duration = Duration::from_secs(600);
+
+/// One process: a client with a session.
+#[derive(Clone, Debug)]
+struct Process {
+    consul: Consul,
+    session: SessionId,
+}
+
+fn options(address: &str) -> ConsulOptions {
+    let ttl = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
+    ConsulOptions::new().address(address).unwrap().ttl_range(ttl)
+}
+
+async fn process_with(options: ConsulOptions, ttl: Duration) -> Process {
+    let consul = Consul::new(options).unwrap();
+    let request = SessionRequest { id: SessionId::new("ignored"), ttl, owner: "host/1/test".into() };
+    let session = consul.open(&request).await.unwrap().id;
+    Process { consul, session }
+}
+
+async fn process(address: &impl ToString) -> Process {
+    process_with(options(&address.to_string()).fair(true), LONG).await
+}
+
+fn claim(key: &str, id: u128) -> Claim {
+    Claim {
+        id: ClaimId::from_bits(id),
+        key: Key::new(key).unwrap(),
+        mode: Mode::Exclusive,
+        owner: "host/1/test".into(),
+        acquired_at: "2026-01-01T00:00:00Z".into(),
+        metadata: None,
+    }
+}
+
+fn shared(key: &str, id: u128) -> Claim {
+    Claim { mode: Mode::Shared, ..claim(key, id) }
+}
+
+fn permit(key: &str, id: u128, all: u32) -> Claim {
+    Claim { mode: Mode::Permits(NonZeroU32::new(all).unwrap()), ..claim(key, id) }
+}
+
+impl Process {
+    async fn claim(&self, claim: &Claim, place: Place) -> Standing {
+        self.consul.claim(&self.session, claim, place).await.unwrap()
+    }
+
+    async fn held(&self, claim: &Claim) -> u64 {
+        match self.claim(claim, Place::Try).await {
+            Standing::Held { token } => token.get(),
+            other => panic!("not held: {other:?}"),
+        }
+    }
+
+    async fn waiting(&self, claim: &Claim) -> Cursor {
+        match self.claim(claim, Place::Queue).await {
+            Standing::Waiting { cursor, .. } => cursor,
+            other => panic!("not waiting: {other:?}"),
+        }
+    }
+
+    /// Waits as core does until the claim, which keeps a place, holds its key; its token.
+    async fn granted(&self, claim: &Claim, since: Cursor) -> u64 {
+        let mut since = since;
+        loop {
+            let woken = self.consul.wait(&self.session, claim, since).await.unwrap();
+            since = woken.cursor;
+            if woken.hint != Hint::MaybeFree {
+                assert!(matches!(woken.hint, Hint::StillHeld { .. }), "{woken:?}");
+                continue;
+            }
+            match self.consul.confirm(&self.session, claim, since).await.unwrap() {
+                Standing::Held { token } => return token.get(),
+                Standing::Waiting { cursor, .. } => since = cursor,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// From the end of the line to the key.
+    async fn acquired(&self, claim: &Claim) -> u64 {
+        match self.claim(claim, Place::Queue).await {
+            Standing::Held { token } => token.get(),
+            Standing::Waiting { cursor, .. } => self.granted(claim, cursor).await,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn released(&self, claim: &Claim) {
+        assert_eq!(self.consul.release(&self.session, claim).await.unwrap(), Release::Released);
+    }
+
+    async fn holders(&self, key: &str) -> usize {
+        self.consul.inspect(&Key::new(key).unwrap()).await.unwrap().holders.len()
+    }
+}
+
+async fn raw(agent: &ConsulAgent, method: &str, path: &str, body: &str) -> String {
+    http(agent.address(), method, path, &[], body).await.unwrap().body
+}
+
+/// A session as Go's client opens one.
+async fn go_session(agent: &ConsulAgent) -> String {
+    let opened = raw(agent, "PUT", "/v1/session/create", r#"{"Name":"Consul API Lock","TTL":"600s"}"#).await;
+    opened.split('"').nth(3).unwrap().to_owned()
+}
+
+async fn within(limit: Duration, what: &str, holds: impl AsyncFn() -> bool) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How many requests it takes to hand the key on through a line of so many waiting processes: all that are made, but for coming into line.
+async fn requests_of_handovers(waiting: usize) -> usize {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let holder = process(&proxy.address()).await;
+    let first = claim("k", 1);
+    holder.held(&first).await;
+    proxy.reset();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..waiting {
+        let (process, claim) = (process(&proxy.address()).await, claim("k", n as u128 + 2));
+        let (tell, since) = (tell.clone(), process.waiting(&claim).await);
+        tasks.spawn(async move {
+            process.granted(&claim, since).await;
+            let (go_on, gone_on) = oneshot::channel();
+            tell.send((n, go_on)).unwrap();
+            // Whoever is told to hands the key on.
+            if gone_on.await.is_ok() {
+                process.released(&claim).await;
+            }
+        });
+        // Everybody waits for a predecessor, and for the end of his own ticket.
+        within(Duration::from_secs(10), "it waits", async || proxy.open_requests() == 2 * (n + 1)).await;
+    }
+    holder.released(&first).await;
+    for expected in 0..waiting {
+        let (n, go_on) = timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap();
+        assert_eq!(n, expected, "first come, first served");
+        if expected + 1 < waiting {
+            go_on.send(()).unwrap();
+        }
+    }
+    let requests = proxy.requests();
+    tasks.join_all().await;
+    let comes = |path: &str, body: &str| path.starts_with("/v1/session/create") || body.contains("/.dlock-undone/");
+    requests.iter().filter(|seen| !comes(&seen.path, &seen.body)).count()
+}
+
+#[tokio::test]
+async fn a_handover_costs_five_requests_with_one_waiting_and_with_a_hundred() {
+    assert_eq!(requests_of_handovers(1).await, 5);
+    assert_eq!(requests_of_handovers(100).await, 5 * 100);
+}
+
+#[tokio::test]
+async fn a_handover_to_one_that_shares_costs_five_requests_too() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let [holder, next] = [process(&proxy.address()).await, process(&proxy.address()).await];
+    for waiting in [shared("k", 2), permit("k", 3, 2)] {
+        holder.held(&claim("k", 1)).await;
+        let since = next.waiting(&waiting).await;
+        proxy.reset();
+        tokio::join!(next.granted(&waiting, since), async {
+            within(Duration::from_secs(5), "it waits", async || proxy.open_requests() == 2).await;
+            holder.released(&claim("k", 1)).await;
+        });
+        assert_eq!(proxy.requests().len(), 5, "{:?}", proxy.requests());
+        next.released(&waiting).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_alone_takes_two_requests_to_come_and_one_to_go() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let process = process(&proxy.address()).await;
+    for (n, beyond) in [(1, 1), (2, 0), (3, 0)] {
+        proxy.reset();
+        assert!(matches!(process.claim(&claim("k", n), Place::Queue).await, Standing::Held { .. }));
+        process.released(&claim("k", n)).await;
+        // The first time it turns out that the key is not there yet.
+        assert_eq!(proxy.requests().len(), 3 + beyond, "{:?}", proxy.requests());
+    }
+}
+
+#[tokio::test]
+async fn fifty_claims_are_granted_in_the_order_they_arrived() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let holder = process(&agent.address()).await;
+    holder.held(&claim("k", 1)).await;
+    let processes = [process(&agent.address()).await, process(&agent.address()).await, process(&agent.address()).await];
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..50 {
+        let (process, claim, tell) = (processes[n % 3].clone(), claim("k", n as u128 + 2), tell.clone());
+        let since = process.waiting(&claim).await;
+        tasks.spawn(async move {
+            let token = process.granted(&claim, since).await;
+            tell.send((n, token)).unwrap();
+            process.released(&claim).await;
+        });
+    }
+    holder.released(&claim("k", 1)).await;
+    timeout(Duration::from_secs(60), tasks.join_all()).await.unwrap();
+    drop(tell);
+    let mut grants = Vec::new();
+    while let Some(grant) = told.recv().await {
+        grants.push(grant);
+    }
+    assert_eq!(grants.iter().map(|(n, _)| *n).collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
+    assert!(grants.is_sorted_by_key(|(_, token)| *token), "{grants:?}");
+}
+
+#[tokio::test]
+async fn a_killed_holder_frees_the_line_within_two_ttls() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let (ttl, fair) = (Duration::from_secs(2), options(&agent.address().to_string()).fair(true));
+    let waiter = process(&agent.address()).await;
+    for mode in [Mode::Exclusive, Mode::Shared] {
+        let began = Instant::now();
+        let silent = process_with(fair.clone(), ttl).await;
+        silent.held(&Claim { mode, ..claim("k", 1) }).await;
+        let waiting = claim("k", 2);
+        let since = waiter.waiting(&waiting).await;
+        timeout(ttl * 2 + Duration::from_millis(500), waiter.granted(&waiting, since)).await.expect("the line must move");
+        assert!(began.elapsed() >= ttl, "the session lives for its ttl");
+        let left = raw(&agent, "GET", "/v1/kv/k/?keys", "").await;
+        assert_eq!(left.matches("/.dlock/").count(), 1, "nothing is left of the dead: {left}");
+        waiter.released(&waiting).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_waiter_is_in_nobodys_way() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let ttl = Duration::from_secs(1);
+    let [holder, last] = [process(&agent.address()).await, process(&agent.address()).await];
+    holder.held(&claim("k", 1)).await;
+    let silent = process_with(options(&agent.address().to_string()).fair(true), ttl).await;
+    silent.waiting(&claim("k", 2)).await;
+    let since = last.waiting(&claim("k", 3)).await;
+    let woken = timeout(ttl * 2 + Duration::from_millis(500), last.consul.wait(&last.session, &claim("k", 3), since)).await;
+    assert_eq!(woken.expect("its ticket must go").unwrap().hint, Hint::MaybeFree);
+    let standing = last.consul.confirm(&last.session, &claim("k", 3), since).await.unwrap();
+    let Standing::Waiting { cursor, ahead: Some(1), .. } = standing else { panic!("{standing:?}") };
+    holder.released(&claim("k", 1)).await;
+    timeout(Duration::from_secs(5), last.granted(&claim("k", 3), cursor)).await.expect("it is next");
+}
+
+/// What Go's `api.Lock` does, over and over: it waits for the key by a blocking query, asks for it with all others, and counts its turns.
+async fn locks_as_go_does(agent: &ConsulAgent, key: &str, inside: &AtomicU32, turns: &AtomicU32) {
+    let session = go_session(agent).await;
+    loop {
+        let seen = http(agent.address(), "GET", &format!("/v1/kv/{key}"), &[], "").await.unwrap();
+        if seen.body.contains("\"Session\"") {
+            let index = seen.head.lines().find_map(|line| line.strip_prefix("X-Consul-Index: ")).unwrap().trim().to_owned();
+            raw(agent, "GET", &format!("/v1/kv/{key}?index={index}&wait=1s"), "").await;
+        }
+        let acquire = format!("/v1/kv/{key}?acquire={session}&flags={GO_FLAGS}");
+        if raw(agent, "PUT", &acquire, "").await.trim() != "true" {
+            continue;
+        }
+        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold the key");
+        sleep(Duration::from_millis(5)).await;
+        inside.fetch_sub(1, Ordering::SeqCst);
+        turns.fetch_add(1, Ordering::SeqCst);
+        raw(agent, "PUT", &format!("/v1/kv/{key}?release={session}&flags={GO_FLAGS}"), "").await;
+    }
+}
+
+#[tokio::test]
+async fn ours_in_line_and_programs_in_go_never_overlap_and_ours_are_not_starved() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let (inside, turns) = (AtomicU32::new(0), AtomicU32::new(0));
+    let processes = [process(&agent.address()).await, process(&agent.address()).await, process(&agent.address()).await];
+    let ours = async {
+        let each = processes.iter().enumerate().map(async |(n, process)| {
+            for turn in 0..10 {
+                let claim = claim("k", (n * 100 + turn + 1) as u128);
+                let before = turns.load(Ordering::SeqCst);
+                process.acquired(&claim).await;
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold the key");
+                let waited = turns.load(Ordering::SeqCst) - before;
+                assert!(waited <= 100, "{waited} turns of others were waited for");
+                sleep(Duration::from_millis(5)).await;
+                inside.fetch_sub(1, Ordering::SeqCst);
+                process.released(&claim).await;
+            }
+        });
+        futures_util::future::join_all(each).await;
+    };
+    let theirs = async {
+        tokio::join!(locks_as_go_does(&agent, "k", &inside, &turns), locks_as_go_does(&agent, "k", &inside, &turns));
+    };
+    tokio::select! {
+        answer = timeout(Duration::from_secs(120), ours) => answer.expect("ours must come through"),
+        () = theirs => unreachable!("they go on for ever"),
+    }
+    assert!(turns.load(Ordering::SeqCst) > 0, "they had their turns too");
+}
+
+#[tokio::test]
+async fn a_go_program_keeps_the_whole_line_waiting_and_is_kept_out_by_its_first() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let session = go_session(&agent).await;
+    let acquire = format!("/v1/kv/k?acquire={session}&flags={GO_FLAGS}");
+    let release = format!("/v1/kv/k?release={session}&flags={GO_FLAGS}");
+    let [first, second] = [process(&agent.address()).await, process(&agent.address()).await];
+    assert_eq!(raw(&agent, "PUT", &acquire, "theirs").await.trim(), "true");
+    assert!(matches!(first.claim(&claim("k", 9), Place::Try).await, Standing::Busy { .. }));
+    // Those who share look for it too.
+    assert!(matches!(first.claim(&shared("k", 8), Place::Try).await, Standing::Busy { .. }));
+    let since = [first.waiting(&claim("k", 1)).await, second.waiting(&claim("k", 2)).await];
+    assert_eq!(raw(&agent, "PUT", &release, "theirs").await.trim(), "true");
+    timeout(Duration::from_secs(5), first.granted(&claim("k", 1), since[0])).await.expect("it is next");
+    assert_eq!(raw(&agent, "PUT", &acquire, "theirs").await.trim(), "false");
+    first.released(&claim("k", 1)).await;
+    timeout(Duration::from_secs(5), second.granted(&claim("k", 2), since[1])).await.expect("it is next");
+    second.released(&claim("k", 2)).await;
+    let left = raw(&agent, "GET", "/v1/kv/k", "").await;
+    assert!(left.contains(GO_FLAGS), "Go refuses a key with other flags: {left}");
+    assert_eq!(raw(&agent, "PUT", &acquire, "theirs").await.trim(), "true");
+}
+
+#[tokio::test]
+async fn consuls_own_lock_command_and_our_line_never_overlap() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let [first, second] = [process(&agent.address()).await, process(&agent.address()).await];
+    let marker = std::env::temp_dir().join(format!("dlock-fair-{}", agent.address().port()));
+    let touch = format!("echo held > {}; sleep 1; rm {}", marker.display(), marker.display());
+    let lock = || agent.command().args(["lock", "jobs", &touch]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let contends = async || raw(&agent, "GET", "/v1/session/list", "").await.contains("Consul lock for");
+
+    // Ours hold it, and one more is in line: theirs waits.
+    let ours = [claim("jobs/.lock", 1), claim("jobs/.lock", 2)];
+    first.held(&ours[0]).await;
+    let since = second.waiting(&ours[1]).await;
+    let mut theirs = lock();
+    within(Duration::from_secs(20), "theirs contends", contends).await;
+    // However the two race for it now, one at a time has it.
+    first.released(&ours[0]).await;
+    timeout(Duration::from_secs(20), second.granted(&ours[1], since)).await.expect("ours comes through");
+    assert!(!marker.exists(), "both hold it");
+    second.released(&ours[1]).await;
+    assert!(theirs.wait().unwrap().success());
+
+    // Theirs holds it: ours waits in line until it is done.
+    let mut theirs = lock();
+    within(Duration::from_secs(20), "theirs holds it", async || marker.exists()).await;
+    let later = claim("jobs/.lock", 3);
+    let since = first.waiting(&later).await;
+    timeout(Duration::from_secs(20), first.granted(&later, since)).await.expect("ours comes through");
+    assert!(!marker.exists(), "both hold it");
+    assert!(theirs.wait().unwrap().success());
+    first.released(&later).await;
+}
+
+#[tokio::test]
+async fn clients_without_tickets_exclude_ours_and_see_no_tickets() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let address = agent.address().to_string();
+    let (fair, plain) = (process(&address).await, process_with(options(&address), LONG).await);
+    fair.held(&claim("a/k", 1)).await;
+    assert!(matches!(plain.claim(&claim("a/k", 2), Place::Try).await, Standing::Busy { .. }));
+    let keys = |listed: Vec<(Key, _)>| listed.into_iter().map(|(key, _)| key.to_string()).collect::<Vec<_>>();
+    assert_eq!(keys(plain.consul.list("a/").await.unwrap()), ["a/k"]);
+    fair.released(&claim("a/k", 1)).await;
+    plain.held(&claim("a/k", 3)).await;
+    let since = fair.waiting(&claim("a/k", 4)).await;
+    assert_eq!(keys(fair.consul.list("a/").await.unwrap()), ["a/k"]);
+    plain.released(&claim("a/k", 3)).await;
+    fair.granted(&claim("a/k", 4), since).await;
+}
+
+#[tokio::test]
+async fn locks_below_one_another_do_not_block_one_another() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let process = process(&agent.address()).await;
+    let names = ["a", "a/b", "a/.dlock", "a/.dlock/b", "a/.dlock-undone", "a/.dlock/.dlock"];
+    for (n, name) in names.iter().enumerate() {
+        process.held(&claim(name, n as u128 + 1)).await;
+    }
+    for name in names {
+        assert_eq!(process.holders(name).await, 1, "{name}");
+    }
+    let listed = process.consul.list("a").await.unwrap();
+    assert_eq!(listed.len(), names.len(), "{listed:?}");
+    let waiting = claim("a", 20);
+    let since = process.waiting(&waiting).await;
+    process.released(&claim("a/.dlock", 3)).await;
+    let woken = timeout(Duration::from_millis(300), process.consul.wait(&process.session, &waiting, since)).await;
+    assert!(woken.is_err(), "another lock was released: {woken:?}");
+    process.released(&claim("a", 1)).await;
+    process.granted(&waiting, since).await;
+}
+
+#[tokio::test]
+async fn tokens_grow_from_one_mode_to_another() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let process = process(&agent.address()).await;
+    let line = [claim("k", 1), claim("k", 2), shared("k", 3), permit("k", 4, 2), claim("k", 5)];
+    let mut tokens = vec![process.held(&line[0]).await];
+    let mut since = Vec::new();
+    for waiting in &line[1..] {
+        since.push(process.waiting(waiting).await);
+    }
+    for (n, waiting) in line[1..].iter().enumerate() {
+        process.released(&line[n]).await;
+        tokens.push(timeout(Duration::from_secs(5), process.granted(waiting, since[n])).await.expect("it is next"));
+    }
+    assert!(tokens.is_sorted_by(|one, next| one < next), "{tokens:?}");
+}
+
+#[tokio::test]
+async fn a_lock_of_the_key_that_arrives_after_the_release_has_no_effect() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let process = process(&proxy.address()).await;
+    for (n, late) in [(1, claim("k", 1)), (2, shared("k", 2)), (3, claim("k", 3))] {
+        let lock = match late.mode {
+            Mode::Exclusive => Matching::any().body("\"check-index\"").body("\"lock\",\"Key\":\"k\""),
+            _ => Matching::any().body(".s/\",\"Value\":\"eyJjbGFpbSI6IjAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAyIi"),
+        };
+        // The first of a shared claim makes its ticket.
+        let made = (late.mode != Mode::Exclusive).then(|| proxy.hold_next(lock.clone()));
+        if let Some(made) = made {
+            let claiming = process.consul.claim(&process.session, &late, Place::Queue);
+            tokio::select! {
+                answer = claiming => panic!("answered while under way: {answer:?}"),
+                () = made.sent() => {}
+            }
+            made.deliver(agent.address()).await.unwrap();
+        }
+        let under_way = proxy.hold_next(lock);
+        tokio::select! {
+            answer = process.consul.claim(&process.session, &late, Place::Queue) => panic!("answered while under way: {answer:?}"),
+            () = under_way.sent() => {}
+        }
+        process.released(&late).await;
+        let (status, told) = under_way.deliver(agent.address()).await.unwrap();
+        assert_eq!((status, process.holders("k").await), (409, 0), "{n}: {told}");
+        let between = claim("k", 10 + n);
+        process.held(&between).await;
+        process.released(&between).await;
+        assert_eq!(under_way.deliver(agent.address()).await.unwrap().0, 409);
+        assert_eq!(process.holders("k").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_lock_whose_reply_was_lost_is_given_back() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let process = process(&proxy.address()).await;
+    let lost = Matching::any().body("\"lock\",\"Key\":\"k\"");
+    proxy.next(lost, dlock_testkit::proxy::Fault::DropResponse);
+    let error = process.consul.claim(&process.session, &claim("k", 1), Place::Queue).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Ambiguous, "{error}");
+    assert_eq!(process.holders("k").await, 1);
+    process.released(&claim("k", 1)).await;
+    assert_eq!(process.holders("k").await, 0);
+    assert!(!raw(&agent, "GET", "/v1/kv/k/?keys", "").await.contains("/.dlock/"));
+}
+
+#[tokio::test]
+async fn the_delay_after_a_dead_holder_is_kept_by_those_who_share_too() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let body = r#"{"TTL":"60s","NodeChecks":[],"LockDelay":"5s"}"#;
+    let opened = raw(&agent, "PUT", "/v1/session/create", body).await;
+    let foreign = opened.split('"').nth(3).unwrap();
+    raw(&agent, "PUT", &format!("/v1/kv/k?acquire={foreign}&flags={GO_FLAGS}"), "").await;
+    let process = process(&agent.address()).await;
+    let since = process.waiting(&claim("k", 1)).await;
+    raw(&agent, "PUT", &format!("/v1/session/destroy/{foreign}"), "").await;
+    for late in [claim("k", 2), shared("k", 3), permit("k", 4, 2)] {
+        // Nobody overtakes the one in line.
+        assert!(matches!(process.claim(&late, Place::Try).await, Standing::Busy { .. }));
+    }
+    let delayed = process.consul.confirm(&process.session, &claim("k", 1), since).await.unwrap();
+    assert!(matches!(delayed, Standing::Delayed { .. }), "{delayed:?}");
+    process.released(&claim("k", 1)).await;
+    for late in [shared("k", 5), permit("k", 6, 2)] {
+        let delayed = process.claim(&late, Place::Try).await;
+        assert!(matches!(delayed, Standing::Delayed { .. }), "{delayed:?}");
+    }
+    assert!(!raw(&agent, "GET", "/v1/kv/k/?keys", "").await.contains("/.dlock/"), "a try leaves nothing");
+    within(Duration::from_secs(10), "the delay ends", async || {
+        matches!(process.claim(&shared("k", 7), Place::Try).await, Standing::Held { .. })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hundred_waiting_claims_stay_within_the_connections_allowed() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let holder = process(&agent.address()).await;
+    let waiter = process_with(options(&proxy.address().to_string()).fair(true).max_connections(16), LONG).await;
+    let mut waits = tokio::task::JoinSet::new();
+    for n in 0..50 {
+        let (exclusive, permits) = (format!("k{n}"), format!("p{n}"));
+        holder.held(&claim(&exclusive, n + 1)).await;
+        let permitted = [permit(&permits, n + 100, 2), permit(&permits, n + 200, 2)];
+        holder.held(&permitted[0]).await;
+        holder.held(&permitted[1]).await;
+        for waiting in [claim(&exclusive, n + 1_000), permit(&permits, n + 2_000, 2)] {
+            let (waiter, since) = (waiter.clone(), waiter.waiting(&waiting).await);
+            waits.spawn(async move { waiter.granted(&waiting, since).await });
+        }
+    }
+    for n in 0..50 {
+        holder.released(&claim(&format!("k{n}"), n + 1)).await;
+        holder.released(&permit(&format!("p{n}"), n + 100 * (1 + n % 2), 2)).await;
+    }
+    timeout(Duration::from_secs(20), waits.join_all()).await.expect("all must be granted");
+    assert!(proxy.most_connections() <= 16, "{}", proxy.most_connections());
+}
+
+#[tokio::test]
+async fn what_fair_mode_has_not_is_not_declared_and_refused() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let address = agent.address().to_string();
+    let process = process(&address).await;
+    let declared = process.consul.capabilities();
+    assert_eq!((declared.shared, declared.permits, declared.claims_at_once), (true, true, None));
+    assert_eq!(declared.limits.metadata_bytes, 16 * 1024);
+    let checked = process_with(options(&address).fair(true).node_checks(["serfHealth"]), Duration::from_secs(15)).await;
+    let refused = checked.consul.claim(&checked.session, &shared("k", 1), Place::Try).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    checked.held(&claim("k", 2)).await;
+    let contradiction = Consul::new(options(&address).fair(true).behavior(Behavior::Release));
+    assert!(matches!(contradiction, Err(ConfigError::FairRelease)));
+}
+
+#[tokio::test]
+async fn a_ticket_that_is_released_by_force_is_made_anew_at_the_end_of_the_line() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let process = process(&agent.address()).await;
+    process.held(&claim("k", 1)).await;
+    let (robbed, next) = (claim("k", 2), claim("k", 3));
+    let (since, of_next) = (process.waiting(&robbed).await, process.waiting(&next).await);
+    let ticket = format!("/v1/kv/k/.dlock/{}.{}/", process.session, robbed.id);
+    raw(&agent, "PUT", &format!("{ticket}?release={}", process.session), "").await;
+    let wait = process.consul.wait(&process.session, &robbed, since);
+    assert_eq!(timeout(Duration::from_secs(5), wait).await.unwrap().unwrap().hint, Hint::ClaimGone);
+    assert_eq!(process.consul.confirm(&process.session, &robbed, since).await.unwrap(), Standing::ClaimGone);
+    let since = process.waiting(&robbed).await;
+    process.released(&claim("k", 1)).await;
+    timeout(Duration::from_secs(5), process.granted(&next, of_next)).await.expect("it is next");
+    process.released(&next).await;
+    timeout(Duration::from_secs(5), process.granted(&robbed, since)).await.expect("it is next");
+    process.released(&robbed).await;
+    assert!(!raw(&agent, "GET", "/v1/kv/k/?keys", "").await.contains("/.dlock/"));
+}
+
+#[tokio::test]
+async fn a_ticket_that_is_taken_away_is_found_by_an_audit() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let process = process(&agent.address()).await;
+    let claim = Arc::new(claim("k", 1));
+    let Standing::Held { token } = process.claim(&claim, Place::Try).await else { panic!("not held") };
+    let granted = [Granted { claim: Arc::clone(&claim), token }];
+    assert_eq!(process.consul.audit(&process.session, &granted).await.unwrap(), []);
+    raw(&agent, "DELETE", "/v1/kv/k/.dlock/?recurse", "").await;
+    assert_eq!(process.consul.audit(&process.session, &granted).await.unwrap().len(), 1);
+    // The lock stands on the key until its holder gives it back: nobody else is let in before.
+    assert!(matches!(process.claim(&self::claim("k", 2), Place::Try).await, Standing::Busy { .. }));
+    process.released(&claim).await;
+    process.held(&self::claim("k", 3)).await;
+}
