@@ -21,7 +21,7 @@
 //! | H3 | a grant outlives its acquisition, which was refused, lost, given back or crashed, for longer than it takes to lapse |
 //! | H4 | a secret is told; simulated clients have none, so that it is looked for in the logs of the live runs |
 //!
-//! Where keys are shared, or several are taken at once, [`beside`] judges by S3, L1, H1 and H2 alone.
+//! Where keys are shared, or several are taken at once, `beside` judges by S3, L1, H1 and H2 alone.
 //!
 //! **Excuses.** A paused client cannot be told anything: S3, S4 and S6 wait for its first step. A client whose grant an operator ended hears of
 //! it by its next audit: S3 waits for that, and longer while faults keep it from asking. A crashed client believes nothing.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
+#[cfg(feature = "conformance")]
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub struct Control {
 }
 
 /// What the names of sessions begin with that have all permits but one.
+#[cfg(feature = "conformance")]
 pub(crate) const OTHER_PERMITS: &str = "others-";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -148,6 +150,7 @@ impl Control {
     }
 
     /// Lets this owner have all but one of so many permits of a key that nobody has, under a session that does not lapse.
+    #[cfg(feature = "conformance")]
     pub(crate) fn take_permits(&self, key: &Key, owner: &str, all: NonZeroU32) {
         let session = SessionId::new(format!("{OTHER_PERMITS}{key}"));
         self.shared.apply(&Request::Open { id: session.clone(), ttl: YEAR });

@@ -29,6 +29,7 @@ mod shared;
 mod store;
 
 pub use backend::{Memory, MemoryBuilder};
+#[cfg(feature = "conformance")]
 pub(crate) use control::OTHER_PERMITS;
 pub use control::{Call, Control, Elsewhere, HeldRequest, Outage};
 pub use network::{ChangedBy, Homeward, Network, Observer, Outward, Route};
