@@ -186,6 +186,11 @@ impl LockBackend for Etcd {
         fits(&claim.published())?;
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
         let (shared, ours) = (&self.shared, Ours { lease, claim });
+        if shared.notes().is_withdrawn(claim.id) {
+            // A withdrawal without an answer is made sure of first: it would take away what is granted now.
+            shared.withdraw(ours).await?;
+            return Ok(Standing::ClaimGone);
+        }
         let standing = shared.enter(ours, place).await;
         match &standing {
             // What is refused leaves nothing.

@@ -29,6 +29,8 @@ pub(crate) struct ClaimNote {
     pub(crate) awaited: Vec<Vec<u8>>,
     /// Its entry, once it was granted.
     pub(crate) held: Option<Vec<u8>>,
+    /// Its withdrawal was sent: what comes late of that takes the entry away, whatever became of the claim since.
+    withdrawn: bool,
 }
 
 impl Notes {
@@ -48,7 +50,8 @@ impl Notes {
 
     /// A copy of the claim is about to be sent.
     pub(crate) fn sent(&mut self, lease: Lease, claim: ClaimId) {
-        let fresh = ClaimNote { lease, under_way: 0, unanswered: false, created: None, awaited: Vec::new(), held: None };
+        let fresh =
+            ClaimNote { lease, under_way: 0, unanswered: false, created: None, awaited: Vec::new(), held: None, withdrawn: false };
         self.claims.entry(claim).or_insert(fresh).under_way += 1;
     }
 
@@ -109,8 +112,13 @@ impl Notes {
     /// The release of a claim is about to be sent: what becomes of its entry from now on is our own doing.
     pub(crate) fn releasing(&mut self, claim: ClaimId) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            note.held = None;
+            (note.held, note.withdrawn) = (None, true);
         }
+    }
+
+    /// Whether nothing may be granted to the claim any more.
+    pub(crate) fn is_withdrawn(&self, claim: ClaimId) -> bool {
+        self.claims.get(&claim).is_some_and(|note| note.withdrawn)
     }
 }
 
@@ -145,6 +153,20 @@ mod tests {
     #[test]
     fn a_claim_of_which_nothing_is_known_may_arrive() {
         assert!(Notes::default().may_arrive(CLAIM));
+    }
+
+    #[test]
+    fn a_claim_that_was_withdrawn_stays_so_until_it_is_forgotten() {
+        let mut notes = Notes::default();
+        notes.sent(LEASE, CLAIM);
+        notes.done(CLAIM, true);
+        notes.placed(CLAIM, 9, vec![b"k/7.0".to_vec()]);
+        assert!(!notes.is_withdrawn(CLAIM));
+        notes.releasing(CLAIM);
+        notes.granted(CLAIM, 9, b"k/7.1".to_vec());
+        assert!(notes.is_withdrawn(CLAIM), "its withdrawal may still arrive");
+        notes.forget(CLAIM);
+        assert!(!notes.is_withdrawn(CLAIM));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::notes::Awaits;
 use super::tickets::{HOLDS, Seen, Ticket, WAITS, line, ticket, tombstone};
 use super::{Copy, Fair};
 use crate::backend::LONGEST_DELAY;
-use crate::classify::{Asked, Needs, excerpt};
+use crate::classify::{Asked, Needs, denied, excerpt};
 use crate::guarded::{conflict, guard_op, without_index};
 use crate::notes::Known;
 use crate::wire::{Entry, LOCK_FLAGS, Op, TxnError, encode_value};
@@ -26,14 +26,18 @@ impl<'a> Ours<'a> {
     }
 }
 
+impl Ours<'_> {
+    /// The index of the key and the number of the grant, where the key is locked by this very claim.
+    fn has(&self, key: Option<&Entry>) -> Option<(u64, FencingToken)> {
+        let entry = key.filter(|entry| self.claim.mode == Mode::Exclusive && entry.is_lock())?;
+        let ours = entry.holder_session() == Some(self.session.as_str()) && entry.claim() == Some(self.claim.id);
+        if ours { Some((entry.modify_index, entry.token()?)) } else { None }
+    }
+}
+
 /// What a claim would find that stood behind these.
 enum Way {
     Free(Known),
-    /// The key is locked by this very claim already.
-    Ours {
-        index: u64,
-        token: FencingToken,
-    },
     Taken(Awaits),
 }
 
@@ -151,13 +155,14 @@ impl Fair {
                 let token = self.shared.notes().token(ours.claim.id).or_else(|| own.entry.token()).ok_or_else(without_index)?;
                 return Ok(self.held(ours, token, index));
             }
+            if let Some((index, token)) = ours.has(seen.key.as_ref()) {
+                // Whatever became of its place: the key is locked by this very claim.
+                self.notes().locking(ours.claim.id);
+                let token = self.shared.notes().token(ours.claim.id).unwrap_or(token);
+                return Ok(self.held(ours, token, index));
+            }
             let guard = match way(ours, &seen.line[..place], seen.key.as_ref())? {
                 Way::Free(guard) => guard,
-                Way::Ours { index, token } => {
-                    self.notes().locking(ours.claim.id);
-                    let token = self.shared.notes().token(ours.claim.id).unwrap_or(token);
-                    return Ok(self.held(ours, token, index));
-                }
                 Way::Taken(awaits) => {
                     let others = u32::try_from(place).unwrap_or(u32::MAX).max(1);
                     let of_key = seen.key.as_ref().filter(|_| awaits == Awaits::Key).map(|entry| entry.modify_index);
@@ -256,9 +261,15 @@ impl Fair {
             return Ok(Standing::SessionGone);
         }
         if says(&errors, "failed session check") {
-            // Somebody released it by force, which leaves the key; a ticket is made anew only where there is none.
+            // Somebody released it by force, which leaves the key; a ticket is made anew only where there is none. A copy that comes late must
+            // not take that away.
             let asked = Self::asked("claiming the key", true, ours);
-            self.shared.txn(asked, &[Op::delete(&ours.ticket)]).await?.map_err(|errors| refused(asked, &errors))?;
+            if let Ok(entries) = self.shared.txn(asked, &[Op::get(&ours.ticket)]).await?
+                && let Some(left) = entries.first().filter(|left| left.holder_session().is_none())
+            {
+                let ops = [Op::check_index(&ours.ticket, left.modify_index), Op::delete(&ours.ticket)];
+                self.shared.txn(asked, &ops).await?.map_err(|errors| refused(asked, &errors))?;
+            }
         }
         Ok(Standing::ClaimGone)
     }
@@ -280,6 +291,14 @@ impl Fair {
         self.see(asked, key, &[]).await?.map_err(|errors| refused(asked, &errors))
     }
 
+    /// The key and its line for who may only read: one after the other, which is enough to look at.
+    async fn look_apart(&self, asked: Asked<'_>, key: &dlock_core::Key) -> Result<Result<Seen, Vec<TxnError>>, BackendError> {
+        let own = self.shared.read(key).await?;
+        self.learn(key, own.is_some());
+        let line = self.shared.txn(asked, &[Op::get_tree(&line(key))]).await?;
+        Ok(line.map(|entries| Seen::read(key, entries.into_iter().chain(own).collect())))
+    }
+
     /// Does these operations, and shows the key and its line with what they did. Answers their errors alone: whether the key is there is
     /// guessed, and tried the other way when that was wrong.
     async fn see(
@@ -294,7 +313,18 @@ impl Fair {
             let mut ops = before.to_vec();
             ops.push(if there { Op::get(key.as_str()) } else { Op::check_not_exists(key.as_str()) });
             ops.push(Op::get_tree(&line));
-            match self.shared.txn(asked, &ops).await? {
+            let shown = match self.shared.txn(asked, &ops).await {
+                // Who may only read is not told that a key is absent in a transaction.
+                Err(error) if error.kind() == ErrorKind::Denied && !there && before.is_empty() => {
+                    return self.look_apart(asked, key).await;
+                }
+                shown => shown?,
+            };
+            match shown {
+                Ok(entries) if there && entries.iter().all(|entry| entry.key != key.as_str()) => {
+                    // It is there, and left out of the answer.
+                    return Err(denied(asked, "the key is not shown"));
+                }
                 Ok(entries) => {
                     self.learn(key, there);
                     return Ok(Ok(Seen::read(key, entries)));
@@ -328,9 +358,6 @@ fn way(ours: &Ours<'_>, ahead: &[Ticket], key: Option<&Entry>) -> Result<Way, Ba
     }
     match entry.holder_session() {
         None => Ok(Way::Free(Known::At(entry.modify_index))),
-        Some(session) if session == ours.session.as_str() && entry.claim() == Some(claim.id) => {
-            Ok(Way::Ours { index: entry.modify_index, token: entry.token().ok_or_else(without_index)? })
-        }
         Some(_) => Ok(Way::Taken(Awaits::Key)),
     }
 }
@@ -357,7 +384,8 @@ pub(super) fn refused(asked: Asked<'_>, errors: &[TxnError]) -> BackendError {
 
 /// An error after the claim got its ticket: whatever it says of its own request, the claim has something.
 fn placed(error: BackendError) -> BackendError {
-    if error.kind() == ErrorKind::Conflict {
+    // What will never be granted is told as it is; its ticket is given up.
+    if !error.kind().is_passing() {
         return error;
     }
     BackendError::new(ErrorKind::Ambiguous, error.message().to_owned()).caused_by(error)

@@ -23,6 +23,7 @@ use dlock_core::{
 use crate::api::BATCH;
 use crate::classify::{Asked, Needs};
 use crate::guarded::{Shared, conflict, without_index};
+use crate::notes::ClaimState;
 use crate::wire::{Entry, LOCK_FLAGS, Op, encode_value};
 use line::Ours;
 use notes::{Awaits, Notes};
@@ -75,10 +76,15 @@ impl Fair {
 
     pub(crate) async fn claim(&self, session: &SessionId, claim: &Claim, place: Place) -> Result<Standing, BackendError> {
         let ours = Ours::new(session, claim);
+        if self.notes().is_withdrawn(claim.id) {
+            // A withdrawal without an answer is made sure of first: it would take away what is granted now.
+            self.withdraw(&ours).await?;
+            return Ok(Standing::ClaimGone);
+        }
         let standing = self.enter(&ours, place).await;
         match &standing {
             // What is refused leaves nothing.
-            Err(error) if error.kind() == ErrorKind::Conflict => {
+            Err(error) if !error.kind().is_passing() => {
                 let sent = self.notes().claim(claim.id).is_some();
                 if sent && let Err(left) = self.withdraw(&ours).await {
                     return Err(BackendError::new(ErrorKind::Ambiguous, left.message().to_owned()).caused_by(left));
@@ -116,22 +122,47 @@ impl Fair {
             let asked = Asked { what: "looking after held keys", writes: false, needs: Needs::KeysRead };
             let names = batch.iter().flat_map(|granted| {
                 let ticket = tickets::ticket(session, &granted.claim);
-                let key = (granted.claim.mode == Mode::Exclusive).then(|| granted.claim.key.as_str().to_owned());
-                key.into_iter().chain([ticket]).map(|name| (granted.claim.id, name))
+                let is_exclusive = granted.claim.mode == Mode::Exclusive;
+                let key = is_exclusive.then(|| (granted.claim.id, granted.claim.key.as_str().to_owned(), None));
+                // A ticket on which a lock stands is known by its index: one that a late copy makes anew has the same session.
+                let index = (!is_exclusive).then(|| self.index_of(granted));
+                key.into_iter().chain([(granted.claim.id, ticket, index)])
             });
             let names: Vec<_> = names.collect();
-            let ops: Vec<_> = names.iter().map(|(_, name)| Op::check_session(name, session)).collect();
+            let ops = names.iter().map(|(_, name, index)| match index {
+                Some(index) => Op::check_index(name, *index),
+                None => Op::check_session(name, session),
+            });
+            let ops: Vec<_> = ops.collect();
             let Err(errors) = self.shared.txn(asked, &ops).await? else { continue };
             let mut causes = BTreeMap::new();
             for error in errors {
-                let cause = if error.says("doesn't exist") { Cause::KeyDeleted } else { Cause::TakenOver };
-                if let Some((claim, _)) = names.get(error.op_index) {
-                    causes.entry(*claim).or_insert(cause);
+                let Some((claim, name, index)) = names.get(error.op_index) else { continue };
+                let gone = error.says("doesn't exist");
+                // An amendment that was not answered may have moved it.
+                if !gone && index.is_some() && self.is_held(name, session).await? {
+                    continue;
                 }
+                causes.entry(*claim).or_insert(if gone { Cause::KeyDeleted } else { Cause::TakenOver });
             }
             found.extend(causes.into_iter().map(|(claim, cause)| Interference { claim, cause }));
         }
         Ok(found)
+    }
+
+    /// The index at which a ticket of ours stands, as far as is known.
+    fn index_of(&self, granted: &Granted) -> u64 {
+        match self.shared.notes().claim(granted.claim.id).map(|note| note.state) {
+            Some(ClaimState::Held { index, .. }) => index,
+            _ => granted.token.get(),
+        }
+    }
+
+    /// Whether a lock of this session stands on a ticket.
+    async fn is_held(&self, ticket: &str, session: &SessionId) -> Result<bool, BackendError> {
+        let asked = Asked { what: "looking after held keys", writes: false, needs: Needs::KeysRead };
+        let Ok(entries) = self.shared.txn(asked, &[Op::get(ticket)]).await? else { return Ok(false) };
+        Ok(entries.iter().any(|entry| entry.holder_session() == Some(session.as_str()) && entry.flags == HOLDS))
     }
 
     pub(crate) async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {

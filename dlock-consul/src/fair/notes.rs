@@ -16,6 +16,7 @@ pub(crate) struct Notes {
 
 /// What is known of a claim of ours.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is an independent yes or no
 pub(crate) struct ClaimNote {
     session: SessionId,
     /// How many copies of it are under way.
@@ -24,6 +25,8 @@ pub(crate) struct ClaimNote {
     unanswered: bool,
     /// It got a ticket.
     placed: bool,
+    /// Its withdrawal was sent: what comes late of that takes the ticket away, whatever became of the claim since.
+    withdrawn: bool,
     /// Something was sent that may have locked the key itself.
     pub(crate) may_lock: bool,
     /// Its ticket, when it last stood in line, and the index of that.
@@ -84,6 +87,7 @@ impl Notes {
             under_way: 0,
             unanswered: false,
             placed: false,
+            withdrawn: false,
             may_lock: false,
             own: None,
             index: 0,
@@ -130,6 +134,18 @@ impl Notes {
         if let Some(note) = self.claims.get_mut(&claim) {
             note.may_lock = true;
         }
+    }
+
+    /// The claim is about to be withdrawn.
+    pub(crate) fn withdrawing(&mut self, claim: ClaimId) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            note.withdrawn = true;
+        }
+    }
+
+    /// Whether nothing may be granted to the claim any more.
+    pub(crate) fn is_withdrawn(&self, claim: ClaimId) -> bool {
+        self.claims.get(&claim).is_some_and(|note| note.withdrawn)
     }
 
     /// Whether the claim may have the key itself. Of a claim of which nothing is known, it may.
@@ -180,6 +196,19 @@ mod tests {
         }
         notes.left_nothing(CLAIM);
         assert!(notes.may_arrive(CLAIM) && notes.claim(CLAIM).is_some(), "it is remembered");
+    }
+
+    #[test]
+    fn a_claim_that_was_withdrawn_stays_so_until_it_is_forgotten() {
+        let (mut notes, session) = (Notes::default(), SessionId::new("one"));
+        notes.sent(&session, CLAIM);
+        notes.done(CLAIM, true);
+        assert!(!notes.is_withdrawn(CLAIM));
+        notes.withdrawing(CLAIM);
+        notes.granted(CLAIM);
+        assert!(notes.is_withdrawn(CLAIM), "its withdrawal may still arrive");
+        notes.forget(CLAIM);
+        assert!(!notes.is_withdrawn(CLAIM));
     }
 
     #[test]

@@ -11,6 +11,7 @@ impl Fair {
     /// Undoes what the claim has, and keeps out what is still under way of it.
     pub(super) async fn withdraw(&self, ours: &Ours<'_>) -> Result<Release, BackendError> {
         let claim = ours.claim;
+        self.notes().withdrawing(claim.id);
         let note = self.shared.notes().claim(claim.id);
         let state = note.as_ref().map(|note| note.state);
         let (may_arrive, may_lock) = {

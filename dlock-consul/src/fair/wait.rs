@@ -10,9 +10,6 @@ use crate::api::Shown;
 use crate::notes::Known;
 use crate::wire::Entry;
 
-/// So many tickets are looked after one by one where no connection is left for the whole line.
-const WATCHED_ONE_BY_ONE: usize = 16;
-
 impl Fair {
     pub(crate) async fn wait(&self, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
         let note = self.notes().claim(claim.id).cloned();
@@ -79,7 +76,8 @@ impl Fair {
     async fn one_gone(&self, key: &Key, awaited: &[Awaited], own: &Awaited, cursor: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
         let Ok(_permit) = shared.watches.waits.try_acquire() else {
-            let nearest = awaited.iter().take(WATCHED_ONE_BY_ONE).map(|ticket| (ticket, Hint::MaybeFree));
+            // All of them: whichever goes makes room.
+            let nearest = awaited.iter().map(|ticket| (ticket, Hint::MaybeFree));
             let watched = nearest.chain([(own, Hint::ClaimGone)]);
             let all = watched.map(|(ticket, hint)| Box::pin(self.ticket_gone(ticket, cursor, hint)));
             return select_all(all).await.0;
