@@ -21,13 +21,7 @@ mod exclusive {
     dlock_testkit::conformance! { #[tokio::test] OnEtcd::start(connect).await }
 }
 
-/// A permit is an exclusive lock where there is one in all, and where all others are taken.
-mod only_permit {
-    use super::*;
-
-    dlock_testkit::conformance! { #[tokio::test] AsPermits::new(OnEtcd::start(connect).await, 1) }
-}
-
+/// A permit is an exclusive lock where all others are taken.
 mod last_permit {
     use super::*;
 

@@ -17,6 +17,7 @@ use crate::options::InvalidOptions;
 /// | `consul://host:port` | a Consul agent over HTTP | `consul` |
 /// | `consul+https://host:port` | a Consul agent over HTTPS | `consul` |
 /// | `consul+unix:///path` | a Consul agent on a unix socket | `consul` |
+/// | the same with `?fair=true` | Consul, first come, first served, with shared locks and permits | `consul` |
 /// | `etcd://host1:port,host2:port` | the members of an etcd cluster | `etcd` |
 /// | `etcds://host1:port,host2:port` | the members of an etcd cluster over TLS | `etcd` |
 /// | `memory://name` | a store in this process, shared by all who use the name | `memory` |
