@@ -157,7 +157,7 @@ pub enum Standing {
     /// The session is gone, and with it all it had.
     SessionGone,
     /// The claim has nothing and gets nothing. From [`LockBackend::confirm`]: it has no place in the queue. From [`LockBackend::claim`]: an
-    /// earlier copy was released or refused, and none of it takes effect any more; core asks again for a place, and takes a try for busy.
+    /// earlier copy was released or refused, and none of it takes effect any more; core makes another claim for a place, and takes a try for busy.
     ClaimGone,
 }
 

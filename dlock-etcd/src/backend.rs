@@ -193,8 +193,7 @@ impl LockBackend for Etcd {
         }
         let standing = shared.enter(ours, place).await;
         match &standing {
-            // What is refused leaves nothing.
-            // Of what was never sent there is nothing to take back.
+            // What is refused leaves nothing; of what was never sent there is nothing to take back.
             Err(error) if error.kind() == ErrorKind::Conflict && shared.notes().claim(claim.id).is_some() => {
                 if let Err(left) = shared.withdraw(ours).await {
                     return Err(BackendError::new(ErrorKind::Ambiguous, left.message().to_owned()).caused_by(left));
