@@ -84,6 +84,8 @@ bugs! {
     ReaderBesideWriter: "reader-beside-writer", "a shared claim looks at those who share only, and joins an exclusive holder";
     /// In the etcd backend.
     NoTombstone: "no-tombstone", "a claim that may still be under way is released as if it were not, and takes effect afterwards";
+    /// In the Consul backend in fair mode.
+    TicketJumped: "ticket-jumped", "whoever finds the key free takes it, whoever is ahead in line";
     /// In the in-memory store.
     ReleaseByName: "release-by-name", "a release frees the key, whoever holds it by now";
     /// In the in-memory store.

@@ -310,7 +310,7 @@ fn budget(tier: Tier) -> usize {
     match tier {
         Tier::Machines => 40_000,
         Tier::Locker | Tier::Beside => 8_000,
-        Tier::Wire | Tier::WireEtcd => 400,
+        Tier::Wire | Tier::WireFair | Tier::WireEtcd => 400,
     }
 }
 

@@ -51,6 +51,8 @@ pub enum Event {
     Crashed,
     /// The client makes no step until then, in microseconds of true time.
     Paused { until: u64 },
+    /// A claim got its ticket in the line of a store that tells so.
+    Queued { op: Op },
     /// The store grants the key to a claim.
     Granted { op: Op, token: u64 },
     /// The store ends a grant, for this cause.

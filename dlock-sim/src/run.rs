@@ -30,7 +30,7 @@ pub fn run(plan: &Plan) -> Run {
     let Ran { struck, history } = match plan.tier {
         Tier::Machines => machines::run(plan),
         Tier::Locker | Tier::Beside => locker::run(plan),
-        Tier::Wire | Tier::WireEtcd => wire::run(plan),
+        Tier::Wire | Tier::WireFair | Tier::WireEtcd => wire::run(plan),
     };
     let violation = check(plan, &history);
     Run { plan: plan.with_faults(struck), history, violation }

@@ -1,7 +1,7 @@
 //! Many schedules of every simulator: each keeps what is promised, each is the same every time, and together they meet what matters.
 //!
-//! `DLOCK_SIM_MACHINES`, `DLOCK_SIM_LOCKER`, `DLOCK_SIM_BESIDE`, `DLOCK_SIM_WIRE` and `DLOCK_SIM_WIRE_ETCD` say how many schedules of each simulator are run;
-//! `DLOCK_SIM_SEEDS=a..b` chooses other seeds, for all of them.
+//! `DLOCK_SIM_MACHINES`, `DLOCK_SIM_LOCKER`, `DLOCK_SIM_BESIDE`, `DLOCK_SIM_WIRE`, `DLOCK_SIM_WIRE_FAIR` and `DLOCK_SIM_WIRE_ETCD` say how many
+//! schedules of each simulator are run; `DLOCK_SIM_SEEDS=a..b` chooses other seeds, for all of them.
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
@@ -74,13 +74,18 @@ fn consuls_client_keeps_its_promises() {
 }
 
 #[test]
+fn consuls_client_in_fair_mode_keeps_its_promises() {
+    prove(Tier::WireFair, budget("DLOCK_SIM_WIRE_FAIR", 2_000));
+}
+
+#[test]
 fn etcds_client_keeps_its_promises() {
     prove(Tier::WireEtcd, budget("DLOCK_SIM_WIRE_ETCD", 2_000));
 }
 
 #[test]
 fn five_hundred_seeds_give_the_same_histories_twice() {
-    for tier in [Tier::Machines, Tier::Locker, Tier::Beside, Tier::Wire, Tier::WireEtcd] {
+    for tier in [Tier::Machines, Tier::Locker, Tier::Beside, Tier::Wire, Tier::WireFair, Tier::WireEtcd] {
         let differs = Campaign::new(tier, 0..500).undetermined(run);
         assert!(differs.is_none(), "{tier:?}: {differs:?}");
     }

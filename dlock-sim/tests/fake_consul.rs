@@ -266,7 +266,7 @@ impl Draw<'_> {
     }
 
     fn txn(&mut self) -> Asked {
-        const SHAPES: [&[&str]; 12] = [
+        const SHAPES: [&[&str]; 17] = [
             &["check-not-exists", "lock"],
             &["check-index", "lock"],
             &["check-index", "lock", "unlock"],
@@ -279,13 +279,19 @@ impl Draw<'_> {
             &["check-session", "set", "get"],
             &["get"],
             &["delete-cas"],
+            &["check-not-exists", "lock", "get", "get-tree"],
+            &["get", "get-tree"],
+            &["get-tree"],
+            &["check-session", "delete", "lock"],
+            &["lock", "check-session", "check-not-exists"],
         ];
-        const ANY: [&str; 11] = [
+        const ANY: [&str; 12] = [
             "set",
             "cas",
             "lock",
             "unlock",
             "get",
+            "get-tree",
             "check-index",
             "check-not-exists",
             "check-session",
@@ -316,7 +322,7 @@ impl Draw<'_> {
             2 => put(format!("/v1/session/renew/{session}"), ""),
             3 => put(format!("/v1/session/destroy/{session}"), ""),
             4 => get(format!("/v1/session/info/{session}")),
-            5 => get(format!("{target}?recurse&consistent")),
+            5 => get(format!("{target}?{}&consistent", ["recurse", "keys"][self.rng.usize(..2)])),
             6 => put(format!("{target}?flags=7"), "plain"),
             7 => put(format!("{target}?acquire={session}"), "acquire"),
             8 => put(format!("{target}?release={session}&flags=9"), "release"),

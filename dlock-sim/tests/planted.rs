@@ -13,13 +13,13 @@ use dlock_sim::run::run;
 
 /// In how many schedules of a simulator each must be found: fewer where a schedule takes long.
 fn schedules(tier: Tier) -> u64 {
-    if tier == Tier::WireEtcd { 2_000 } else { 10_000 }
+    if matches!(tier, Tier::WireFair | Tier::WireEtcd) { 2_000 } else { 10_000 }
 }
 /// How many faults the smallest schedule that finds it may have.
 const FAULTS: usize = 3;
 
 /// The simulators that a bug is looked for in, the fastest first.
-const TIERS: [Tier; 4] = [Tier::Machines, Tier::Locker, Tier::Beside, Tier::WireEtcd];
+const TIERS: [Tier; 5] = [Tier::Machines, Tier::Locker, Tier::Beside, Tier::WireFair, Tier::WireEtcd];
 
 /// Runs schedules until some fail; how many that takes is the same on every machine.
 fn caught(tier: Tier) -> Option<(u64, Report)> {

@@ -1,4 +1,4 @@
-//! The `Locker` on both profiles of the store in memory, in virtual time.
+//! The `Locker` on every profile of the store in memory, in virtual time.
 #![allow(missing_docs)]
 
 use dlock_testkit::conformance::{AsPermits, InMemory};
@@ -8,6 +8,12 @@ mod queue {
     use super::*;
 
     dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] InMemory::queue() }
+}
+
+mod line {
+    use super::*;
+
+    dlock_sim::locker_suite! { #[tokio::test(start_paused = true)] InMemory::line() }
 }
 
 mod slot {

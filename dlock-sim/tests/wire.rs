@@ -76,6 +76,14 @@ fn consuls_client_keeps_every_promise_when_everything_goes_wrong_at_once() {
 }
 
 #[test]
+fn consuls_client_in_fair_mode_keeps_every_promise_when_everything_goes_wrong_at_once() {
+    prove(
+        Tier::WireFair,
+        &["queued", "ended GivenBack", "ended Lapsed", "ended Interference", "lost Expired", "lost KeyDeleted", "refused TimedOut"],
+    );
+}
+
+#[test]
 fn etcds_client_keeps_every_promise_when_everything_goes_wrong_at_once() {
     prove(
         Tier::WireEtcd,
@@ -84,16 +92,18 @@ fn etcds_client_keeps_every_promise_when_everything_goes_wrong_at_once() {
 }
 
 #[test]
-fn nothing_goes_wrong_at_etcd_where_no_fault_strikes() {
-    let counts = run_all(seeds_or(0..50).map(|seed| swarm(Tier::WireEtcd, seed).with_faults(Vec::new())));
-    for never in ["lost Expired", "lost SessionGone", "ended Lapsed", "refused Failed", "release Unknown"] {
-        assert_eq!(counts.get(never), None, "{never}");
+fn nothing_goes_wrong_where_no_fault_strikes() {
+    for tier in [Tier::WireFair, Tier::WireEtcd] {
+        let counts = run_all(seeds_or(0..50).map(|seed| swarm(tier, seed).with_faults(Vec::new())));
+        for never in ["lost Expired", "lost SessionGone", "ended Lapsed", "refused Failed", "release Unknown"] {
+            assert_eq!(counts.get(never), None, "{tier:?}: {never}");
+        }
     }
 }
 
 #[test]
 fn one_plan_is_one_history() {
-    for tier in [Tier::Wire, Tier::WireEtcd] {
+    for tier in [Tier::Wire, Tier::WireFair, Tier::WireEtcd] {
         for plan in seeds_or(0..100).flat_map(|seed| [swarm(tier, seed), storm(tier, seed)]) {
             let (first, second) = (wire::run(&plan), wire::run(&plan));
             assert_eq!(first.struck, second.struck, "{plan:?}");
@@ -104,7 +114,8 @@ fn one_plan_is_one_history() {
 
 #[test]
 fn what_struck_replays_without_its_seed() {
-    for plan in [Tier::Wire, Tier::WireEtcd].into_iter().flat_map(|tier| seeds_or(0..30).map(move |seed| storm(tier, seed))) {
+    let tiers = [Tier::Wire, Tier::WireFair, Tier::WireEtcd].into_iter();
+    for plan in tiers.flat_map(|tier| seeds_or(0..30).map(move |seed| storm(tier, seed))) {
         let ran = wire::run(&plan);
         let again = wire::run(&plan.with_faults(ran.struck.clone()));
         assert_eq!(ran.history.fingerprint(), again.history.fingerprint(), "{plan:?}");

@@ -1,4 +1,4 @@
-//! The conformance suite on both profiles of the store in memory, in virtual time.
+//! The conformance suite on every profile of the store in memory, in virtual time.
 #![allow(missing_docs)]
 
 use dlock_testkit::conformance::{AsPermits, InMemory};
@@ -7,6 +7,12 @@ mod queue {
     use super::*;
 
     dlock_testkit::conformance! { #[tokio::test(start_paused = true)] InMemory::queue() }
+}
+
+mod line {
+    use super::*;
+
+    dlock_testkit::conformance! { #[tokio::test(start_paused = true)] InMemory::line() }
 }
 
 mod slot {

@@ -21,11 +21,13 @@ impl Fair {
         match note.awaits {
             Awaits::Nothing => Ok(Woken { cursor, hint: Hint::MaybeFree }),
             Awaits::Key => tokio::select! {
+                biased;
                 woken = self.key_changed(&claim.key, cursor) => woken,
                 woken = self.ticket_gone(&own, since, Hint::ClaimGone) => woken,
             },
             Awaits::Tickets(awaited) => match awaited.as_slice() {
                 [before] => tokio::select! {
+                    biased;
                     woken = self.ticket_gone(before, since, Hint::MaybeFree) => woken,
                     woken = self.ticket_gone(&own, since, Hint::ClaimGone) => woken,
                 },
@@ -114,6 +116,7 @@ impl Fair {
             shared.api.wait_below::<String>(&line, Shown::Names, Some(cursor.0)).await
         };
         let index = tokio::select! {
+            biased;
             changed = shared.watches.wait(&shared.api, key.as_str(), Some(cursor.0)) => changed?.1,
             changed = of_line => changed?.1,
         };

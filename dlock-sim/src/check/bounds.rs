@@ -1,6 +1,7 @@
 //! How long things may take at most, from a run's configuration. Generous, so that no run is accused falsely, but finite.
 
 use dlock_core::{Acquire, Lease, RetryPolicy};
+use dlock_testkit::memory::Profile;
 
 use crate::plan::Config;
 
@@ -22,6 +23,8 @@ pub(super) struct Bounds {
     pub answer: u64,
     /// From a client to the resource.
     pub write: u64,
+    /// The store grants nothing to who is first in line before that asks for it.
+    pub comes_by_asking: bool,
 }
 
 /// The longest that a wait may take before its claim asks again by itself.
@@ -47,6 +50,7 @@ impl Bounds {
             deaf,
             answer: turns * (ms(config.hold_ms) + 4 * ttl + wake + deaf),
             write: ttl + rtt,
+            comes_by_asking: config.profile == Profile::Line,
         }
     }
 }

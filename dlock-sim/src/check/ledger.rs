@@ -125,6 +125,11 @@ impl Ledger {
         self.calm_from(acquisition.client) >= first.min(acquisition.asked_at)
     }
 
+    /// From when on no fault kept any client that wants something from going on.
+    pub(crate) fn all_calm_from(&self) -> u64 {
+        self.wanting.iter().map(|op| self.calm_from(self.acquisitions.get(*op).client)).max().unwrap_or_default()
+    }
+
     /// The acquisition that a client contends for: it sends one at a time to the store, first come, first served.
     pub(crate) fn wanting_of(&self, client: u8) -> Option<Op> {
         self.wanting.iter().copied().find(|op| self.acquisitions.get(*op).client == client)
@@ -199,7 +204,11 @@ impl Ledger {
             Event::Applied { call } => self.calls.entry(*call).applied = true,
             Event::Answered { call } => self.calls.entry(*call).answered = true,
             Event::Healed => self.healed = Some(line.at),
-            Event::StillBelieves { .. } | Event::Wrote { .. } | Event::WroteUnfenced { .. } | Event::Left { .. } => {}
+            Event::Queued { .. }
+            | Event::StillBelieves { .. }
+            | Event::Wrote { .. }
+            | Event::WroteUnfenced { .. }
+            | Event::Left { .. } => {}
         }
     }
 

@@ -4,22 +4,28 @@ use super::bounds::Bounds;
 use super::ledger::{Acquisition, Ledger, Stage, Table};
 use super::{Invariant, Violation, leaves_the_queue, ms};
 use crate::history::{Event, History, Line, Op};
-use crate::plan::{Site, Slot, name};
+use crate::plan::{Plan, Site, Slot, Tier, name};
 
 /// What these rules remember beyond the ledger.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
     acquiring: Table<u32>,
     background: Table<u32>,
-    /// The acquisitions that wait, in the order in which their claims were first applied.
+    /// The acquisitions that wait, in the order in which they came into line.
     arrived: Vec<(Op, usize)>,
     /// Every grant, with its line.
     granted: Vec<(Op, usize)>,
     /// Somebody may have left the queue or entered it again: its order says nothing.
     reordered: bool,
+    /// The store tells who came into line, which takes more than a claim that was applied.
+    tells: bool,
 }
 
 impl Liveness {
+    pub(super) fn of(plan: &Plan) -> Self {
+        Self { tells: plan.tier == Tier::WireFair, ..Self::default() }
+    }
+
     pub(super) fn see(&mut self, bounds: &Bounds, ledger: &Ledger, n: usize, line: &Line) -> Option<Violation> {
         self.queue(ledger, n, line);
         match line.event {
@@ -59,7 +65,12 @@ impl Liveness {
 
     fn queue(&mut self, ledger: &Ledger, n: usize, line: &Line) {
         match line.event {
-            Event::Applied { call } => {
+            Event::Queued { op } => {
+                // Whoever comes again had left.
+                self.reordered |= self.arrived.iter().any(|(arrived, _)| *arrived == op);
+                self.arrived.push((op, n));
+            }
+            Event::Applied { call } if !self.tells => {
                 let call = ledger.calls.get(call);
                 let Some(Slot { site: Site::Claim, .. }) = call.slot else { return };
                 let Some(op) = call.op else {
@@ -148,9 +159,13 @@ fn free_for_long(bounds: &Bounds, ledger: &Ledger, n: usize, at: u64, op: Op, as
     if !ledger.live.is_empty() {
         return None;
     }
-    let since = ledger.free_since.max(healed).max(asked.asked_at).max(ledger.calm_from(asked.client));
+    // In a line whoever is ahead comes to the key by asking: one that does not hear that it may keeps all others waiting.
+    let of_others = if bounds.comes_by_asking { ledger.all_calm_from() } else { 0 };
+    let since = ledger.free_since.max(healed).max(asked.asked_at).max(ledger.calm_from(asked.client)).max(of_others);
     let waited = at.saturating_sub(since);
-    let allowed = if ledger.is_disturbed(asked) { bounds.wake + bounds.deaf } else { bounds.wake };
+    let mut concerned = ledger.wanting.iter().filter(|other| **other == op || bounds.comes_by_asking);
+    let disturbed = ledger.is_disturbed(asked) || concerned.any(|op| ledger.is_disturbed(ledger.acquisitions.get(*op)));
+    let allowed = if disturbed { bounds.wake + bounds.deaf } else { bounds.wake };
     if waited <= allowed {
         return None;
     }

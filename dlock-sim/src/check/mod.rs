@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::{Event, History};
 use crate::plan::Plan;
-use crate::wgl;
+use crate::wgl::{self, Unheld};
 
 pub(crate) mod beside;
 mod bounds;
@@ -131,7 +131,7 @@ pub fn check(plan: &Plan, history: &History) -> Option<Violation> {
     }
     let bounds = Bounds::of(&plan.config);
     let mut ledger = Ledger::default();
-    let (mut safety, mut liveness) = (Safety::default(), Liveness::default());
+    let (mut safety, mut liveness) = (Safety::default(), Liveness::of(plan));
     for (n, line) in history.lines().iter().enumerate() {
         let broken = safety
             .see(&bounds, &ledger, history, n)
@@ -147,7 +147,7 @@ pub fn check(plan: &Plan, history: &History) -> Option<Violation> {
 
 /// L4, where it is promised: nothing made anybody leave the queue or enter it again.
 fn ordered(plan: &Plan, history: &History, liveness: &Liveness) -> Option<Violation> {
-    if plan.config.profile == Profile::Queue && plan.config.lock_delay_ms == 0 { liveness.order(history) } else { None }
+    if plan.config.profile != Profile::Slot && plan.config.lock_delay_ms == 0 { liveness.order(history) } else { None }
 }
 
 /// S8.
@@ -156,7 +156,12 @@ fn explained(plan: &Plan, history: &History) -> Option<Violation> {
     if operations.len() > LARGEST {
         return None;
     }
-    let stuck = match wgl::order(&operations, plan.config.lock_delay_ms > 0, SEARCH) {
+    let unheld = match plan.config.profile {
+        Profile::Line => Unheld::InLine,
+        _ if plan.config.lock_delay_ms > 0 => Unheld::Delayed,
+        _ => Unheld::Never,
+    };
+    let stuck = match wgl::order(&operations, unheld, SEARCH) {
         wgl::Verdict::Linearizable | wgl::Verdict::Undecided => return None,
         wgl::Verdict::Illegal { stuck } => &operations[stuck],
     };

@@ -20,11 +20,23 @@ use super::storm::Kind;
 
 pub(super) const ACTS: [Kind; 3] = [Kind::EndSession, Kind::DeleteKey, Kind::ReleaseByForce];
 
+/// In line, who waits has a ticket as well.
+pub(super) const ACTS_IN_LINE: [Kind; 4] = [Kind::EndSession, Kind::DeleteKey, Kind::DeleteWaiter, Kind::ReleaseByForce];
+
+pub(super) async fn start_fair(servers: usize) -> Result<Running, StartError> {
+    let mut running = start(servers).await?;
+    running.access.query = "?fair=true";
+    running.access.claim = OnConsul::matching_fair(Sent::Claim);
+    running.access.release = OnConsul::matching_fair(Sent::Release);
+    Ok(running)
+}
+
 pub(super) async fn start(servers: usize) -> Result<Running, StartError> {
     let mut cluster = ConsulCluster::start(servers).await?;
     let addresses: Vec<SocketAddr> = cluster.agents().iter().map(ConsulAgent::address).collect();
     let access = Access {
         scheme: "consul",
+        query: "",
         environment: vec![("CONSUL_HTTP_TOKEN", SECRET)],
         ways: 1,
         proxy: |server| -> BoxFuture<'static, io::Result<FaultProxy>> { Box::pin(FaultProxy::start(server)) },
@@ -105,7 +117,7 @@ impl Operator for ConsulOperator {
         if act == Kind::EndSession {
             return Ok(sessions);
         }
-        held(&self.read(&format!("/v1/kv/{PREFIX}?recurse&stale")).await?, &sessions)
+        concerned(act, &self.read(&format!("/v1/kv/{PREFIX}?recurse&stale")).await?, &sessions)
     }
 
     async fn act(&self, act: Kind, target: &Target) -> Done {
@@ -113,6 +125,7 @@ impl Operator for ConsulOperator {
         match (act, key) {
             (Kind::EndSession, _) => self.ask_all("PUT", &format!("/v1/session/destroy/{session}")).await,
             (Kind::DeleteKey, Some(key)) => self.ask_all("DELETE", &format!("/v1/kv/{key}")).await,
+            (Kind::DeleteWaiter, _) => self.ask_all("DELETE", &format!("/v1/kv/{id}")).await,
             (Kind::ReleaseByForce, Some(key)) => self.ask_all("PUT", &format!("/v1/kv/{key}?release={session}&flags={id}")).await,
             (other, _) => unreachable!("{other:?} is nothing that is done to {target:?}"),
         }
@@ -122,7 +135,7 @@ impl Operator for ConsulOperator {
         let mut left = Vec::new();
         for server in &self.servers {
             let alone = Self { servers: vec![*server] };
-            for act in [Kind::EndSession, Kind::DeleteKey] {
+            for act in [Kind::EndSession, Kind::DeleteKey, Kind::DeleteWaiter] {
                 left.extend(alone.targets(act).await?.into_iter().map(|target| format!("{target:?} at {server}")));
             }
         }
@@ -172,15 +185,25 @@ fn sessions(body: &str) -> io::Result<Vec<Target>> {
     Ok(ours.map(|OpenSession { id, name }| Target { client: client(&name), key: None, session: id.clone(), id }).collect())
 }
 
-/// The keys that are held, each with its flags, without which Consul would change them.
-fn held(body: &str, sessions: &[Target]) -> io::Result<Vec<Target>> {
+/// The keys that are held, each with its flags, without which Consul would change them; or of who waits for one, the ticket. The names of tickets end
+/// in a slash, as no lock's does.
+fn concerned(act: Kind, body: &str, sessions: &[Target]) -> io::Result<Vec<Target>> {
     let entries: Vec<KeyEntry> = serde_json::from_str(body)?;
-    let held = entries.into_iter().filter(|entry| !entry.session.is_empty());
-    let target = |KeyEntry { key, flags, session }| {
-        let client = sessions.iter().find(|known| known.session == session).and_then(|known| known.client);
-        Target { client, key: Some(key), id: flags.to_string(), session }
-    };
-    Ok(held.map(target).collect())
+    let entries = entries.into_iter().filter(|entry| !entry.session.is_empty());
+    let (beside, held): (Vec<_>, Vec<_>) = entries.partition(|entry| entry.key.ends_with('/'));
+    let client = |session: &str| sessions.iter().find(|known| known.session == session).and_then(|known| known.client);
+    if act == Kind::DeleteWaiter {
+        let waiting = beside.into_iter().filter_map(|entry| {
+            let lock = entry.key.rsplit_once("/.dlock/")?.0.to_owned();
+            let holds = held.iter().any(|held| held.key == lock && held.session == entry.session);
+            let KeyEntry { key: id, session, .. } = entry;
+            (!holds).then(|| Target { client: client(&session), key: Some(lock), id, session })
+        });
+        return Ok(waiting.collect());
+    }
+    let target =
+        |KeyEntry { key, flags, session }| Target { client: client(&session), key: Some(key), id: flags.to_string(), session };
+    Ok(held.into_iter().map(target).collect())
 }
 
 #[cfg(test)]
@@ -198,6 +221,22 @@ mod tests {
     fn a_key_without_a_session_is_free() {
         let body = r#"[{"Key":"a","Flags":3304740253564472344,"Session":"s","Value":null},{"Key":"b","Flags":0,"Value":null}]"#;
         let (id, session) = ("3304740253564472344".to_owned(), "s".to_owned());
-        assert_eq!(held(body, &[]).unwrap(), [Target { client: None, key: Some("a".to_owned()), id, session }]);
+        assert_eq!(
+            concerned(Kind::DeleteKey, body, &[]).unwrap(),
+            [Target { client: None, key: Some("a".to_owned()), id, session }]
+        );
+    }
+
+    #[test]
+    fn who_waits_has_a_ticket_and_not_the_key() {
+        let body = r#"[{"Key":"live/a","Flags":1,"Session":"s"},{"Key":"live/a/.dlock/s.1/","Flags":1,"Session":"s"},
+            {"Key":"live/a/.dlock/t.2/","Flags":1,"Session":"t"},{"Key":"live/a/.dlock-undone/u.3/","Flags":1,"Session":"u"}]"#;
+        let found = |act| {
+            let found = concerned(act, body, &[]).unwrap();
+            found.into_iter().map(|target| (target.key.unwrap(), target.id)).collect::<Vec<_>>()
+        };
+        let named = |key: &str, id: &str| (key.to_owned(), id.to_owned());
+        assert_eq!(found(Kind::DeleteKey), [named("live/a", "1")]);
+        assert_eq!(found(Kind::DeleteWaiter), [named("live/a", "live/a/.dlock/t.2/")]);
     }
 }

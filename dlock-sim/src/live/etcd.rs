@@ -35,6 +35,7 @@ pub(super) async fn start(servers: usize) -> Result<Running, StartError> {
     let addresses = cluster.members().iter().map(EtcdServer::address).collect();
     let access = Access {
         scheme: "etcd",
+        query: "",
         environment: vec![("ETCDCTL_USER", USER), ("ETCDCTL_PASSWORD", SECRET)],
         ways: servers,
         proxy: |server| -> BoxFuture<'static, io::Result<FaultProxy>> { Box::pin(FaultProxy::start_grpc(server)) },

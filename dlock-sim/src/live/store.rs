@@ -17,12 +17,15 @@ use futures_util::future::BoxFuture;
 
 use super::storm::Kind;
 use super::{consul, etcd};
+use crate::wgl::Unheld;
 
 /// A store that workers contend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     /// Consul's servers; each worker is told of one of them, as of the agent on its machine.
     Consul,
+    /// The same with workers in fair mode.
+    ConsulFair,
     /// etcd's members, with users; each worker is told of all of them.
     Etcd,
 }
@@ -39,6 +42,8 @@ pub(super) struct Running {
 pub(super) struct Access {
     /// What their URL begins with.
     pub(super) scheme: &'static str,
+    /// And what it ends with.
+    pub(super) query: &'static str,
     /// What else they are told, by the variables of the store's own tools.
     pub(super) environment: Vec<(&'static str, &'static str)>,
     /// How many of the servers each is told of.
@@ -123,6 +128,7 @@ impl Store {
     pub(super) async fn start(self, servers: usize) -> Result<Running, StartError> {
         match self {
             Self::Consul => consul::start(servers).await,
+            Self::ConsulFair => consul::start_fair(servers).await,
             Self::Etcd => etcd::start(servers).await,
         }
     }
@@ -131,6 +137,7 @@ impl Store {
     pub fn acts(self) -> &'static [Kind] {
         match self {
             Self::Consul => &consul::ACTS,
+            Self::ConsulFair => &consul::ACTS_IN_LINE,
             Self::Etcd => &etcd::ACTS,
         }
     }
@@ -138,7 +145,7 @@ impl Store {
     /// After what its servers may end a session although it was renewed, as an operator does.
     pub(super) fn early_ends(self) -> &'static [Kind] {
         match self {
-            Self::Consul => &[],
+            Self::Consul | Self::ConsulFair => &[],
             Self::Etcd => &etcd::EARLY_ENDS,
         }
     }
@@ -146,8 +153,16 @@ impl Store {
     /// Under which target its backend tells of every answer.
     pub(super) fn logs(self) -> &'static str {
         match self {
-            Self::Consul => "dlock_consul",
+            Self::Consul | Self::ConsulFair => "dlock_consul",
             Self::Etcd => "dlock_etcd",
+        }
+    }
+
+    /// When a try may find a key taken that nobody holds.
+    pub(super) fn unheld(self) -> Unheld {
+        match self {
+            Self::ConsulFair => Unheld::InLine,
+            Self::Consul | Self::Etcd => Unheld::Never,
         }
     }
 }
@@ -156,6 +171,7 @@ impl fmt::Display for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Consul => "consul",
+            Self::ConsulFair => "consul, fair",
             Self::Etcd => "etcd",
         })
     }
@@ -165,7 +181,7 @@ impl Access {
     /// The URL for a worker whose ways begin at these addresses.
     pub(super) fn url(&self, addresses: &[SocketAddr]) -> String {
         let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
-        format!("{}://{}", self.scheme, addresses.join(","))
+        format!("{}://{}{}", self.scheme, addresses.join(","), self.query)
     }
 }
 

@@ -103,8 +103,12 @@ impl World<'_> {
                 self.answer(client, call, back, Answer::Reply(reply));
                 match request {
                     Request::Open { .. } | Request::Renew(_) => self.look_ahead(),
-                    Request::Confirm { .. } | Request::Amend { .. } => {}
-                    Request::Close(_) | Request::Claim { .. } | Request::ClaimAll { .. } | Request::Release { .. } => {
+                    Request::Amend { .. } => {}
+                    Request::Close(_)
+                    | Request::Confirm { .. }
+                    | Request::Claim { .. }
+                    | Request::ClaimAll { .. }
+                    | Request::Release { .. } => {
                         self.changed(End::GivenBack);
                     }
                 }

@@ -79,8 +79,9 @@ fn is_moved(process: &Process, world: &World) -> bool {
         return true;
     }
     match process.client.waits_for() {
-        Some((_, claim, _)) => {
-            let ahead = world.store.holder_of(&TERMS.key).is_some_and(|(_, holder, _)| holder != claim.id);
+        Some((session, claim, _)) => {
+            let held = world.store.holder_of(&TERMS.key).is_some_and(|(_, holder, _)| holder != claim.id);
+            let ahead = held || world.store.ahead_of(session, claim).is_some_and(|others| others > 0);
             ahead || process.woken(&world.store).is_some()
         }
         None => process.next_moment() <= world.now.plus(STILL),

@@ -40,6 +40,8 @@ pub enum Tier {
     Beside,
     /// The real `Locker` on the real Consul client, against a fake server over a simulated network.
     Wire,
+    /// The same with clients in fair mode.
+    WireFair,
     /// The real `Locker` on the unmodified etcd-client, against a fake server over a simulated network.
     WireEtcd,
 }
@@ -125,6 +127,7 @@ impl Plan {
         let margin_ppm = (50_000_000 / u64::from(ttl_ms)).max(10_000) as u32;
         let kinds = FaultKind::ALL.into_iter().enumerate();
         let kinds = kinds.filter(|(n, _)| draw(100 + *n as u64, 2) == 0).map(|(_, kind)| kind);
+        let queue = if draw(14, 2) == 0 { Profile::Line } else { Profile::Queue };
         // There, nobody is excused.
         let excused = |kind: &FaultKind| tier == Tier::Beside && FaultKind::EXCUSE.contains(kind);
         let kinds = kinds.filter(|kind| !excused(kind)).collect();
@@ -135,9 +138,10 @@ impl Plan {
                 // A store behind Consul's client is like Consul, and one behind etcd's like etcd.
                 profile: match tier {
                     Tier::WireEtcd => Profile::Queue,
+                    Tier::WireFair => Profile::Line,
                     // No slot is shared.
-                    Tier::Beside if !matches!(Tenancy::of_seed(seed), Tenancy::Several(_)) => Profile::Queue,
-                    Tier::Machines | Tier::Locker | Tier::Beside if draw(1, 2) == 0 => Profile::Queue,
+                    Tier::Beside if !matches!(Tenancy::of_seed(seed), Tenancy::Several(_)) => queue,
+                    Tier::Machines | Tier::Locker | Tier::Beside if draw(1, 2) == 0 => queue,
                     Tier::Machines | Tier::Locker | Tier::Beside | Tier::Wire => Profile::Slot,
                 },
                 clients: between(2, 2, 5) as u8,
@@ -229,6 +233,7 @@ mod profile {
     pub(super) fn serialize<S: Serializer>(profile: &Profile, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(match profile {
             Profile::Queue => "queue",
+            Profile::Line => "line",
             Profile::Slot => "slot",
         })
     }
@@ -236,8 +241,9 @@ mod profile {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Profile, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
             "queue" => Ok(Profile::Queue),
+            "line" => Ok(Profile::Line),
             "slot" => Ok(Profile::Slot),
-            other => Err(serde::de::Error::custom(format!("unknown profile {other:?}; known are queue and slot"))),
+            other => Err(serde::de::Error::custom(format!("unknown profile {other:?}; known are queue, line and slot"))),
         }
     }
 }

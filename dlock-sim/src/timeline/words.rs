@@ -16,10 +16,12 @@ pub(crate) fn of_plan(plan: &Plan) -> Vec<String> {
             Tier::Locker => "locker",
             Tier::Beside => "beside",
             Tier::Wire => "wire",
+            Tier::WireFair => "wire, fair",
             Tier::WireEtcd => "wire, etcd",
         },
         config.seed,
         match config.profile {
+            Profile::Line => "Consul in fair mode (a line)",
             Profile::Queue => "etcd (a queue)",
             Profile::Slot => "Consul (a slot)",
         },

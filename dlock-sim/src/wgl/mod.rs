@@ -103,16 +103,26 @@ struct State {
     delayed: bool,
 }
 
-/// Looks for an order of the operations that explains every answer, in at most so many steps. `delays`: whether the store grants a key to
-/// nobody for a while after a grant ended otherwise than by its holder.
-pub fn order(operations: &[Operation], delays: bool, steps: usize) -> Verdict {
-    Search::new(operations, delays).run(steps)
+/// When a try may find a key taken that nobody holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unheld {
+    /// Never.
+    Never,
+    /// Once a grant has ended otherwise than by its holder: the store grants the key to nobody for a while.
+    Delayed,
+    /// While somebody is in line who has not come to the key yet, which no operation tells of.
+    InLine,
+}
+
+/// Looks for an order of the operations that explains every answer, in at most so many steps.
+pub fn order(operations: &[Operation], unheld: Unheld, steps: usize) -> Verdict {
+    Search::new(operations, unheld).run(steps)
 }
 
 /// The operations in the order of their askings and answers, as a list from which what is done is taken out and into which it is put back.
 struct Search<'a> {
     operations: &'a [Operation],
-    delays: bool,
+    unheld: Unheld,
     /// Operations with a known answer and token, lowest token first: they can only be done in this order.
     by_token: Vec<usize>,
     granted: usize,
@@ -132,7 +142,7 @@ struct Entry {
 }
 
 impl<'a> Search<'a> {
-    fn new(operations: &'a [Operation], delays: bool) -> Self {
+    fn new(operations: &'a [Operation], unheld: Unheld) -> Self {
         let mut ends: Vec<(u64, bool, usize)> = Vec::with_capacity(operations.len() * 2);
         for (n, operation) in operations.iter().enumerate() {
             ends.push((operation.from, false, n));
@@ -158,7 +168,7 @@ impl<'a> Search<'a> {
         let places = entries.len() + 2;
         Self {
             operations,
-            delays,
+            unheld,
             by_token,
             granted: 0,
             entries,
@@ -173,7 +183,7 @@ impl<'a> Search<'a> {
     fn run(mut self, steps: usize) -> Verdict {
         let end = self.entries.len() + 1;
         let mut unanswered = self.answer.iter().flatten().count();
-        let mut state = State { holder: None, highest: 0, delayed: false };
+        let mut state = State { holder: None, highest: 0, delayed: self.unheld == Unheld::InLine };
         let mut path: Vec<(usize, State)> = Vec::new();
         let (mut furthest, mut stuck) = (usize::MAX, 0);
         let mut place = self.next[0];
@@ -225,13 +235,13 @@ impl<'a> Search<'a> {
             },
             Does::FindNotHeld { op } => state.holder.is_none_or(|(holder, _)| holder != op).then_some(state),
             Does::Release { op, lapsed } => {
-                let delayed = state.delayed || lapsed && self.delays;
+                let delayed = state.delayed || lapsed && self.unheld == Unheld::Delayed;
                 state.holder.filter(|(holder, _)| *holder == op).map(|_| State { holder: None, delayed, ..state })
             }
             Does::End { op, token } => {
                 let ends =
                     |(holder, held): &(Op, Option<u64>)| *holder == op && (token.is_none() || held.is_none() || token == *held);
-                state.holder.filter(ends).map(|_| State { holder: None, delayed: self.delays, ..state })
+                state.holder.filter(ends).map(|_| State { holder: None, delayed: self.unheld != Unheld::Never, ..state })
             }
         }
     }
@@ -282,7 +292,7 @@ mod tests {
     use crate::check::sketch;
 
     fn verdict(sketch: &str) -> Verdict {
-        order(&operations(&sketch::history(sketch)), false, 1_000_000)
+        order(&operations(&sketch::history(sketch)), Unheld::Never, 1_000_000)
     }
 
     fn is_illegal(sketch: &str) -> bool {
@@ -426,8 +436,8 @@ mod tests {
             "0 a wants 1\n1 - grants 1 1\n2 a holds 1 1\n3 b wants 2\n4 a loses 1\n5 - lapses 1 1\n5 - grants 2 2\n6 b holds 2 2
              7 b releasing 2\n8 - takes-back 2 2\n9 b released 2\n10 c tries 3\n11 c busy 3",
         );
-        assert_eq!(order(&operations(&history), true, 1_000), Verdict::Linearizable);
-        assert!(matches!(order(&operations(&history), false, 1_000), Verdict::Illegal { .. }));
+        assert_eq!(order(&operations(&history), Unheld::Delayed, 1_000), Verdict::Linearizable);
+        assert!(matches!(order(&operations(&history), Unheld::Never, 1_000), Verdict::Illegal { .. }));
     }
 
     #[test]
@@ -435,8 +445,15 @@ mod tests {
         let history = sketch::history(
             "0 a wants 1\n1 - grants 1 1\n2 a holds 1 1\n3 a releasing 1\n5 - lapses 1 1\n9 a released 1\n10 c tries 3\n11 c busy 3",
         );
-        assert_eq!(order(&operations(&history), true, 1_000), Verdict::Linearizable);
-        assert!(matches!(order(&operations(&history), false, 1_000), Verdict::Illegal { .. }));
+        assert_eq!(order(&operations(&history), Unheld::Delayed, 1_000), Verdict::Linearizable);
+        assert!(matches!(order(&operations(&history), Unheld::Never, 1_000), Verdict::Illegal { .. }));
+    }
+
+    #[test]
+    fn a_try_may_find_somebody_in_line_whom_nothing_is_granted_to() {
+        let history = sketch::history("0 a tries 1\n1 b tries 2\n1 b busy 2\n5 a times-out 1\n6 c wants 3\n7 - grants 3 1");
+        assert_eq!(order(&operations(&history), Unheld::InLine, 1_000), Verdict::Linearizable);
+        assert!(matches!(order(&operations(&history), Unheld::Delayed, 1_000), Verdict::Illegal { .. }));
     }
 
     #[test]
@@ -487,7 +504,7 @@ mod tests {
         let operations = long(500, 50);
         assert_eq!(operations.len(), 1_000);
         let begun = std::time::Instant::now();
-        assert_eq!(order(&operations, false, 100_000), Verdict::Linearizable);
+        assert_eq!(order(&operations, Unheld::Never, 100_000), Verdict::Linearizable);
         println!("{} operations in {:?}", operations.len(), begun.elapsed());
     }
 
@@ -497,7 +514,7 @@ mod tests {
         let found = operations.iter().position(|operation| operation.does == Does::Release { op: 450, lapsed: false }).unwrap();
         operations[found].does = Does::FindNotHeld { op: 450 };
         let begun = std::time::Instant::now();
-        assert!(matches!(order(&operations, false, 1_000_000), Verdict::Illegal { .. }));
+        assert!(matches!(order(&operations, Unheld::Never, 1_000_000), Verdict::Illegal { .. }));
         println!("{} operations in {:?}", operations.len(), begun.elapsed());
     }
 }

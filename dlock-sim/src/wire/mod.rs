@@ -57,7 +57,7 @@ async fn simulate(plan: &Plan) -> Ran {
         let around: Arc<dyn Surroundings> = Arc::clone(&world) as _;
         live_through(&scene, &around, |client| world.backend(&plan.config, client)).await;
     } else {
-        let world = consul::World::new(&scene);
+        let world = consul::World::new(&scene, plan.tier == Tier::WireFair);
         let around: Arc<dyn Surroundings> = Arc::clone(&world) as _;
         live_through(&scene, &around, |client| world.backend(&plan.config, client)).await;
     }

@@ -24,6 +24,11 @@ impl InMemory {
         Self::new("memory, queue", Memory::queue())
     }
 
+    /// A harness on a [line](Memory::line).
+    pub fn line() -> Self {
+        Self::new("memory, line", Memory::line())
+    }
+
     /// A harness on a [slot](Memory::slot).
     pub fn slot() -> Self {
         Self::new("memory, slot", Memory::slot())

@@ -100,23 +100,28 @@ macro_rules! suite {
     ([#[$test:meta]] [$harness:expr] [$cases:expr] $($group:ident { $($case:ident,)+ })+) => {
         static LEDGER: $crate::conformance::Ledger = $crate::conformance::Ledger::new($cases);
 
+        /// What a case starts from.
+        async fn started() -> impl $crate::conformance::Harness + 'static {
+            $harness
+        }
+
         $(mod $group {
             #[allow(unused_imports)]
             use super::*;
-            $($crate::suite! { @case [#[$test]] [$harness] $group $case })+
+            $($crate::suite! { @case [#[$test]] $group $case })+
         })+
 
         #[$test]
         async fn the_report() {
-            let report = LEDGER.report(async || $harness).await;
+            let report = LEDGER.report(started).await;
             report.print();
             report.assert_conforming();
         }
     };
-    (@case [#[$test:meta]] [$harness:expr] $group:ident $case:ident) => {
+    (@case [#[$test:meta]] $group:ident $case:ident) => {
         #[$test]
         async fn $case() {
-            LEDGER.show(concat!(stringify!($group), "::", stringify!($case)), async || $harness).await;
+            LEDGER.show(concat!(stringify!($group), "::", stringify!($case)), started).await;
         }
     };
 }

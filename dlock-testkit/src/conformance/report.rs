@@ -85,6 +85,10 @@ impl Ledger {
     /// The test of one case: runs it unless the report has, and fails unless the property was shown, is not claimed, or lacks an
     /// allowed hook.
     pub async fn show<H: Harness + 'static>(&self, name: &str, harness: impl AsyncFnOnce() -> H) {
+        self.show_on(name, boxed(harness())).await;
+    }
+
+    async fn show_on(&self, name: &str, harness: Starting<'_>) {
         let case = *self.cases.iter().find(|case| case.name == name).expect("tests are made from the list of cases");
         match self.outcome(case, harness).await {
             (_, Some(panic)) => resume_unwind(panic),
@@ -100,7 +104,7 @@ impl Ledger {
     pub async fn report<H: Harness + 'static>(&self, harness: impl AsyncFn() -> H) -> Report {
         let mut outcomes = Vec::new();
         for case in self.cases {
-            let (outcome, _) = self.outcome(*case, &harness).await;
+            let (outcome, _) = self.outcome(*case, boxed(harness())).await;
             outcomes.push((case.name, outcome));
         }
         let harness = self.entries().harness.clone().unwrap_or_default();
@@ -108,17 +112,13 @@ impl Ledger {
     }
 
     /// What became of a case; runs it if nobody did. With the panic, if it was run here and failed.
-    async fn outcome<H: Harness + 'static>(
-        &self,
-        case: Case,
-        harness: impl AsyncFnOnce() -> H,
-    ) -> (Outcome, Option<Box<dyn Any + Send>>) {
+    async fn outcome(&self, case: Case, harness: Starting<'_>) -> (Outcome, Option<Box<dyn Any + Send>>) {
         if let Some(outcome) = self.begin(case.name) {
             return (outcome, None);
         }
         let running = Running { ledger: self, name: case.name };
         let shown = caught(async {
-            let stage = Stage::new(harness().await);
+            let stage = Stage::on(harness.await);
             self.entries().harness = Some(stage.harness().name());
             (case.run)(&stage).await
         });
@@ -146,6 +146,13 @@ impl Ledger {
             }
         }
     }
+}
+
+/// A harness that is being started: of no type of its own, so that what is around a case is compiled once and not for each.
+type Starting<'a> = Pin<Box<dyn Future<Output = Box<dyn Harness>> + 'a>>;
+
+fn boxed<'a, H: Harness + 'static>(harness: impl Future<Output = H> + 'a) -> Starting<'a> {
+    Box::pin(async move { Box::new(harness.await) as Box<dyn Harness> })
 }
 
 /// A case that is being run; one that is dropped half-way has failed.

@@ -23,7 +23,7 @@ impl Stage {
         Self::on(Box::new(harness))
     }
 
-    fn on(harness: Box<dyn Harness>) -> Self {
+    pub(super) fn on(harness: Box<dyn Harness>) -> Self {
         Self { harness, space: format!("case-{:08x}", fastrand::u32(..)) }
     }
 

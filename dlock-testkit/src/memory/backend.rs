@@ -38,6 +38,11 @@ impl Memory {
         Self::builder(Profile::Queue).build()
     }
 
+    /// A new store like Consul in fair mode: first come, first served, and key by key.
+    pub fn line() -> Self {
+        Self::builder(Profile::Line).build()
+    }
+
     /// A new store like Consul: one holder per key, unordered.
     pub fn slot() -> Self {
         Self::builder(Profile::Slot).build()
@@ -138,7 +143,7 @@ impl MemoryBuilder {
         self
     }
 
-    /// How many keys it takes at once; `None` if not even one. Defaults to 32.
+    /// How many keys it takes at once; `None` if not even one, as always in the line profile. Defaults to 32.
     #[must_use]
     pub fn claims_at_once(mut self, most: Option<usize>) -> Self {
         self.claims_at_once = most;
@@ -174,9 +179,14 @@ impl MemoryBuilder {
         capabilities.claims_at_once = self.claims_at_once;
         capabilities.guards_writes = true;
         if self.rules.profile == Profile::Queue {
+            capabilities.session_ids = ChosenBy::Client;
+        }
+        if self.rules.profile == Profile::Line {
+            capabilities.claims_at_once = None;
+        }
+        if self.rules.profile != Profile::Slot {
             capabilities.order = Order::Fifo;
             capabilities.claims_per_key = ClaimsPerKey::Many;
-            capabilities.session_ids = ChosenBy::Client;
             capabilities.shared = true;
             capabilities.permits = true;
         }

@@ -10,6 +10,9 @@ use dlock_core::{Claim, ClaimId, FencingToken, Metadata, Mode, Place, Release, S
 pub enum Profile {
     /// Like etcd: a queue of claims, ids chosen by clients, a released claim leaves a tombstone.
     Queue,
+    /// Like Consul in fair mode: a queue of tickets, ids chosen by the store; whoever is first comes to the key by asking, and only then has a
+    /// token.
+    Line,
     /// Like Consul: one holder per key, known by its session; claims are guarded by the key's index.
     Slot,
 }
@@ -17,7 +20,7 @@ pub enum Profile {
 /// The rules of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
-    /// Queue or slot.
+    /// Queue, line or slot.
     pub profile: Profile,
     /// After how much of its ttl a silent session lapses, in percent: 100 to 200.
     pub lapses_after_percent: u32,
@@ -39,7 +42,7 @@ pub struct GrantRecord {
 /// What a claim was guarded with when it was sent; a copy that arrives under another state has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Guard {
-    /// By nothing but its tombstone (queue profile).
+    /// By nothing but its tombstone (queue and line profiles).
     Tombstone,
     /// By the index of the key, zero while the key does not exist (slot profile).
     Index(u64),

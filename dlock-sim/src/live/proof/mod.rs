@@ -232,7 +232,7 @@ impl Looking<'_> {
 
     fn an_order_explains_it(&mut self, history: &History) {
         let operations = wgl::operations(history);
-        match wgl::order(&operations, false, SEARCH) {
+        match wgl::order(&operations, self.store.unheld(), SEARCH) {
             Verdict::Linearizable => self.proof.explained += operations.len(),
             Verdict::Illegal { stuck } => {
                 let Operation { from, by, .. } = operations[stuck];

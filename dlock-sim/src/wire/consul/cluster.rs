@@ -1,6 +1,6 @@
 //! The fake Consul as it lives through a run: sessions lapse, elections silence it, operators interfere, and the history is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,11 +10,16 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use super::http::{FakeConsul, refuse};
-use super::store::{Rules, Store};
+use super::store::{Entry, Rules, Store};
 use crate::history::{End, Event, Op};
 use crate::plan::Fault;
 use crate::wire::life::{KEY, OP};
 use crate::wire::scene::{FOR_EVER, Scene};
+
+/// What the names of all tickets for the key begin with, in fair mode.
+const LINE: &str = "locks/one/.dlock/";
+/// And those of everything else beside it.
+const BESIDE: &str = "locks/one/.dlock";
 
 /// The servers.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub(super) struct Cluster {
 struct State {
     consul: FakeConsul,
     grant: Option<Grant>,
+    /// The tickets for the key, by their names.
+    line: BTreeSet<String>,
     sessions: BTreeMap<String, Opened>,
     /// Until when nobody is answered.
     outage: Duration,
@@ -76,6 +83,7 @@ impl Cluster {
         let state = State {
             consul: FakeConsul::new(Store::new(rules), config.seed),
             grant: None,
+            line: BTreeSet::new(),
             sessions: BTreeMap::new(),
             outage: Duration::ZERO,
             outages: 0,
@@ -147,8 +155,12 @@ impl Cluster {
         match fault {
             Fault::EndSession => _ = store.end(now, &session),
             Fault::DeleteKey => {
+                // With everything that stands in line for it, or alone.
+                let whole = self.scene.config.draw(&[8, store.last_index()]).is_multiple_of(2);
+                let below: Vec<String> = store.list(LINE).0.iter().map(|(ticket, _)| (*ticket).to_owned()).collect();
                 let index = store.log();
                 store.delete(KEY, index);
+                below.iter().filter(|_| whole).for_each(|ticket| store.delete(ticket, index));
             }
             _ => {
                 let Some(entry) = store.entry(KEY).cloned() else { return };
@@ -183,7 +195,11 @@ impl Cluster {
         let store = &state.consul.store;
         let sessions = store.sessions().map(|id| (owner(id), format!("session {id}")));
         let held = store.entry(KEY).and_then(|entry| entry.session.as_deref());
-        sessions.chain(held.map(|id| (owner(id), format!("the key, held by session {id}")))).collect()
+        let held = held.map(|id| (owner(id), format!("the key, held by session {id}")));
+        // Tickets and tombstones.
+        let (beside, _) = store.list(BESIDE);
+        let beside = beside.into_iter().map(|(key, entry)| (entry.session.as_deref().and_then(owner), format!("the key {key}")));
+        sessions.chain(held).chain(beside).collect()
     }
 
     /// A client heard the answer to its `session/create`.
@@ -262,11 +278,16 @@ impl Cluster {
 
     /// Tells the history when the key has another holder than before.
     fn observe(&self, state: &mut State, cause: End) {
+        let (tickets, _) = state.consul.store.list(LINE);
+        for (_, entry) in tickets.iter().filter(|(ticket, _)| !state.line.contains(*ticket)) {
+            if let (_, Some(op)) = published(entry) {
+                self.scene.push(None, Event::Queued { op });
+            }
+        }
+        state.line = tickets.into_iter().map(|(ticket, _)| ticket.to_owned()).collect();
         let entry = state.consul.store.entry(KEY);
         let now = entry.and_then(|entry| {
-            let published: Option<Metadata> = serde_json::from_slice(&entry.value).ok();
-            let read = |name| published.as_ref().and_then(|published| published.get(name));
-            let (claim, op) = (read(Metadata::CLAIM).map(str::to_owned), read(OP).and_then(|op| op.parse().ok()));
+            let (claim, op) = published(entry);
             Some(Grant { session: entry.session.clone()?, claim, op, token: entry.modified })
         });
         let same = match (&state.grant, &now) {
@@ -278,6 +299,13 @@ impl Cluster {
             state.grant = now;
         }
     }
+}
+
+/// The claim and the acquisition that a value tells of.
+fn published(entry: &Entry) -> (Option<String>, Option<Op>) {
+    let published: Option<Metadata> = serde_json::from_slice(&entry.value).ok();
+    let read = |name| published.as_ref().and_then(|published| published.get(name));
+    (read(Metadata::CLAIM).map(str::to_owned), read(OP).and_then(|op| op.parse().ok()))
 }
 
 /// What servers that answer nobody look like.

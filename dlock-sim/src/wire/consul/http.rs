@@ -37,6 +37,8 @@ pub struct Waits {
 #[allow(missing_docs)] // each is what its name says
 pub enum Watched {
     Key(String),
+    /// All keys that begin so.
+    Keys(String),
     Session(String),
 }
 
@@ -124,6 +126,11 @@ impl<'a> Target<'a> {
         Self { path: percent_decode_str(path).decode_utf8_lossy().into_owned(), query: query.collect() }
     }
 
+    /// Whether it is about all keys that begin with the path.
+    fn is_of_many(&self) -> bool {
+        self.get("recurse").is_some() || self.get("keys").is_some()
+    }
+
     fn get(&self, name: &str) -> Option<&'a str> {
         self.query.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
     }
@@ -141,6 +148,7 @@ impl FakeConsul {
         let above = target.get("index")?.parse().ok().filter(|above| *above > 0)?;
         let wait = target.get("wait").and_then(|wait| duration(wait).ok()).unwrap_or(Duration::from_secs(300));
         let on = match target.path.strip_prefix("/v1/kv/") {
+            Some(prefix) if target.is_of_many() => Watched::Keys(prefix.to_owned()),
             Some(key) => Watched::Key(key.to_owned()),
             None => Watched::Session(target.path.strip_prefix("/v1/session/info/")?.to_owned()),
         };
@@ -152,6 +160,7 @@ impl FakeConsul {
     pub fn has_news(&self, waits: &Waits, looks: bool) -> bool {
         match &waits.on {
             Watched::Key(key) => self.store.index_of(key) > waits.above,
+            Watched::Keys(prefix) => self.store.list(prefix).1 > waits.above,
             Watched::Session(id) => (looks || self.store.session(id).is_none()) && self.store.sessions_index() > waits.above,
         }
     }
@@ -163,7 +172,7 @@ impl FakeConsul {
         let Some(endpoint) = target.path.strip_prefix("/v1/") else { return refuse(404, "") };
         match endpoint.split_once('/').unwrap_or((endpoint, "")) {
             ("txn", "") if put => txn(&mut self.store, at, &request.body),
-            ("kv", "") if target.get("recurse").is_none() => refuse(400, "Missing key name"),
+            ("kv", "") if !target.is_of_many() => refuse(400, "Missing key name"),
             ("kv", key) if put => self.put(at, key, &target, &request.body),
             ("kv", key) => self.get(key, &target),
             ("session", rest) => match rest.split_once('/').unwrap_or((rest, "")) {
@@ -234,13 +243,16 @@ impl FakeConsul {
     }
 
     fn get(&self, key: &str, target: &Target<'_>) -> Answer {
-        let (entries, index) = if target.get("recurse").is_some() {
+        let (entries, index) = if target.is_of_many() {
             self.store.list(key)
         } else {
             (self.store.entry(key).map(|entry| (key, entry)).into_iter().collect(), self.store.index_of(key))
         };
         if entries.is_empty() {
             return Answer { index: Some(index), ..refuse(404, "") };
+        }
+        if target.get("keys").is_some() {
+            return told(200, Some(index), &entries.into_iter().map(|(key, _)| key).collect::<Vec<_>>());
         }
         told(200, Some(index), &entries.into_iter().map(|(key, entry)| Shown::of(key, entry)).collect::<Vec<_>>())
     }

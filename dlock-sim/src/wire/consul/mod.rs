@@ -30,21 +30,23 @@ pub use store::{Entry, Rules, Session, Store};
 pub(super) struct World {
     cluster: Arc<Cluster>,
     network: Arc<Network>,
+    fair: bool,
 }
 
 impl World {
-    pub(super) fn new(scene: &Arc<Scene>) -> Arc<Self> {
+    /// With clients in fair mode, or without.
+    pub(super) fn new(scene: &Arc<Scene>, fair: bool) -> Arc<Self> {
         let cluster = Cluster::new(Arc::clone(scene));
         // Ends with the runtime.
         tokio::spawn(Arc::clone(&cluster).lapse());
-        let network = Network::new(Arc::clone(scene), Arc::clone(&cluster));
-        Arc::new(Self { cluster, network })
+        let network = Network::new(Arc::clone(scene), Arc::clone(&cluster), fair);
+        Arc::new(Self { cluster, network, fair })
     }
 
     /// The client that production uses, at one end of the network.
     pub(super) fn backend(&self, config: &Config, client: u8) -> Consul {
         let range = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
-        let mut options = ConsulOptions::new().ttl_range(range);
+        let mut options = ConsulOptions::new().ttl_range(range).fair(self.fair);
         // Some must do with as few connections as there can be.
         if config.draw(&[5, client.into()]).is_multiple_of(4) {
             options = options.max_connections(ConsulOptions::LEAST_MAX_CONNECTIONS);

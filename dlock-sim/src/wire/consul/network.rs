@@ -12,7 +12,7 @@ use tokio::time::{sleep, sleep_until};
 use super::cluster::{Arrived, Cluster, Heard};
 use super::sites::site;
 use crate::history::Event;
-use crate::plan::{Fault, Slot};
+use crate::plan::{Fault, Site, Slot};
 use crate::wire::scene::{FOR_EVER, Scene};
 
 /// Every client's way to the servers.
@@ -23,6 +23,9 @@ pub(super) struct Network {
     state: Mutex<State>,
     /// Told when a client goes on.
     thawed: Notify,
+    /// Whether clients stand in line. A ticket that was given back is made anew by a copy of its request: nobody promises anything against a
+    /// transport that repeats what it has answered, so that there it repeats before it answers.
+    fair: bool,
 }
 
 #[derive(Debug, Default)]
@@ -94,8 +97,8 @@ impl Transport for Line {
 }
 
 impl Network {
-    pub(super) fn new(scene: Arc<Scene>, cluster: Arc<Cluster>) -> Arc<Self> {
-        Arc::new(Self { scene, cluster, state: Mutex::default(), thawed: Notify::new() })
+    pub(super) fn new(scene: Arc<Scene>, cluster: Arc<Cluster>, fair: bool) -> Arc<Self> {
+        Arc::new(Self { scene, cluster, state: Mutex::default(), thawed: Notify::new(), fair })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -190,7 +193,13 @@ impl Network {
         if self.is_cut_off(&trip) {
             return self.find_no_way(&trip, reply).await;
         }
-        if let Some(Fault::Repeat(millis)) = trip.fault {
+        if let Some(Fault::Repeat(millis)) = trip.fault
+            && self.fair
+            && trip.slot.site == Site::Claim
+        {
+            self.cluster.serve(&trip.arrived).await;
+            sleep(longer(millis)).await;
+        } else if let Some(Fault::Repeat(millis)) = trip.fault {
             let (cluster, arrived) = (Arc::clone(&self.cluster), trip.arrived.clone());
             // Ends by itself; nobody waits for a second answer.
             tokio::spawn(async move {

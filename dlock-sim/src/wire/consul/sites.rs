@@ -15,7 +15,12 @@ struct Sent {
 struct Op {
     #[serde(rename = "Verb")]
     verb: String,
+    #[serde(rename = "Key", default)]
+    key: String,
 }
+
+/// What is part of the name of every tombstone in fair mode.
+const UNDONE: &str = "/.dlock-undone/";
 
 /// The site of a request; `holds` when its client holds the key.
 pub(super) fn site(request: &Request, holds: bool) -> Site {
@@ -34,8 +39,14 @@ pub(super) fn site(request: &Request, holds: bool) -> Site {
 fn txn(body: &[u8]) -> Site {
     let sent: Vec<Sent> = serde_json::from_slice(body).unwrap_or_default();
     let has = |verb: &str| sent.iter().any(|sent| sent.kv.verb == verb);
+    // What stands in line is taken out of it by deletion, and kept out by a tombstone.
+    let undone = |sent: &Sent| sent.kv.verb == "delete" || sent.kv.verb == "lock" && sent.kv.key.contains(UNDONE);
+    if sent.iter().any(undone) {
+        return Site::Release;
+    }
     // The fence of an undone claim locks and unlocks at once.
     match (has("lock"), has("unlock"), has("check-session")) {
+        (false, false, _) if has("get-tree") => Site::Confirm,
         (_, true, _) => Site::Release,
         (true, false, _) => Site::Claim,
         (false, false, true) => Site::Audit,
@@ -66,6 +77,16 @@ mod tests {
             (Method::Put, "/v1/txn", r#"[{"KV":{"Verb":"check-index"}},{"KV":{"Verb":"lock"}}]"#, Lane::Short, Site::Claim),
             (Method::Put, "/v1/txn", r#"[{"KV":{"Verb":"lock"}},{"KV":{"Verb":"unlock"}}]"#, Lane::Short, Site::Release),
             (Method::Put, "/v1/txn?consistent", r#"[{"KV":{"Verb":"check-session"}}]"#, Lane::Short, Site::Audit),
+            (Method::Put, "/v1/txn", r#"[{"KV":{"Verb":"lock"}},{"KV":{"Verb":"get-tree"}}]"#, Lane::Short, Site::Claim),
+            (
+                Method::Put,
+                "/v1/txn?consistent",
+                r#"[{"KV":{"Verb":"get"}},{"KV":{"Verb":"get-tree"}}]"#,
+                Lane::Short,
+                Site::Confirm,
+            ),
+            (Method::Put, "/v1/txn", r#"[{"KV":{"Verb":"check-session"}},{"KV":{"Verb":"delete"}}]"#, Lane::Short, Site::Release),
+            (Method::Put, "/v1/txn", r#"[{"KV":{"Verb":"lock","Key":"k/.dlock-undone/s.c/"}}]"#, Lane::Short, Site::Release),
         ] {
             assert_eq!(site(&request(method, target, body, lane), false), expected, "{target} {body}");
         }

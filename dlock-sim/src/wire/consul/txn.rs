@@ -89,7 +89,7 @@ pub(super) fn txn(store: &mut Store, at: Duration, body: &[u8]) -> Answer {
     let reads = !ops.iter().any(writes);
     let read = reads.then_some(Read { index: 0, last_contact: 0, known_leader: true, consistency_level: "" });
     // What the leader refuses by itself never enters the log, and hides what else is wrong.
-    let mut errors: Vec<Failed> = failures(ops.iter().map(|op| before(store, at, op).map(|()| None))).0;
+    let mut errors: Vec<Failed> = failures(ops.iter().map(|op| before(store, at, op).map(|()| Vec::new()))).0;
     let mut results = None;
     if errors.is_empty() {
         let index = if reads { 0 } else { store.log() };
@@ -107,11 +107,11 @@ pub(super) fn txn(store: &mut Store, at: Duration, body: &[u8]) -> Answer {
 }
 
 /// Evaluates every operation, also after one has failed: all errors are told.
-fn failures(outcomes: impl Iterator<Item = Result<Option<Shown>, String>>) -> (Vec<Failed>, Vec<Done>) {
+fn failures(outcomes: impl Iterator<Item = Result<Vec<Shown>, String>>) -> (Vec<Failed>, Vec<Done>) {
     let (mut failed, mut done) = (Vec::new(), Vec::new());
     for (op_index, outcome) in outcomes.enumerate() {
         match outcome {
-            Ok(shown) => done.extend(shown.map(|kv| Done { kv })),
+            Ok(shown) => done.extend(shown.into_iter().map(|kv| Done { kv })),
             Err(what) => failed.push(Failed { op_index, what }),
         }
     }
@@ -128,7 +128,7 @@ fn before(store: &Store, at: Duration, op: &Op) -> Result<(), String> {
     Ok(())
 }
 
-fn apply(store: &mut Store, index: u64, op: &Op, value: Vec<u8>) -> Result<Option<Shown>, String> {
+fn apply(store: &mut Store, index: u64, op: &Op, value: Vec<u8>) -> Result<Vec<Shown>, String> {
     let (key, flags, session) = (op.key.as_str(), op.flags, op.session.as_str());
     // Values are shown to those who asked for them, and to nobody else.
     let entry = match op.verb.as_str() {
@@ -147,8 +147,9 @@ fn apply(store: &mut Store, index: u64, op: &Op, value: Vec<u8>) -> Result<Optio
         }
         "get" => {
             let entry = store.entry(key).ok_or_else(|| format!("key {key:?} doesn't exist"))?;
-            return Ok(Some(Shown::of(key, entry)));
+            return Ok(vec![Shown::of(key, entry)]);
         }
+        "get-tree" => return Ok(store.list(key).0.into_iter().map(|(key, entry)| Shown::of(key, entry)).collect()),
         "check-index" => {
             let entry = store.entry(key).ok_or_else(|| format!("failed to check index, key {key:?} doesn't exist"))?;
             if entry.modified != op.index {
@@ -184,5 +185,5 @@ fn apply(store: &mut Store, index: u64, op: &Op, value: Vec<u8>) -> Result<Optio
         }
         verb => return Err(format!("unknown KV verb {verb:?}")),
     };
-    Ok(entry.map(|entry| Shown::of(key, entry).without_value()))
+    Ok(entry.map(|entry| Shown::of(key, entry).without_value()).into_iter().collect())
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    Claim, ClaimId, Cursor, FencingToken, Hint, Holder, Key, Metadata, Mode, Moment, Ownership, Place, Published, Release, Room,
-    SessionId, Standing, Together, Woken,
+    Claim, ClaimId, Cursor, FencingToken, Key, Metadata, Mode, Moment, Place, Release, SessionId, Standing, Together,
 };
 
 use super::request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
+use line::{Entry, KeyState};
+
+mod line;
+mod reading;
 
 /// A store of locks as a value: no clock, no randomness; every operation takes the present moment.
 ///
@@ -34,32 +37,6 @@ pub struct Store {
 struct Liveness {
     ttl: Duration,
     lapses_at: Moment,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct KeyState {
-    /// Moves with every change of the key, never back.
-    index: u64,
-    /// The key exists at the store; in the slot profile it stays when it is released.
-    exists: bool,
-    /// First come first; a claim holds when those ahead of it leave room for it.
-    line: Vec<Entry>,
-    /// How often it was locked since it was created.
-    #[cfg(dlock_planted)]
-    lock_index: u64,
-    foreign: Option<Vec<u8>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Entry {
-    session: SessionId,
-    claim: Arc<Claim>,
-    token: FencingToken,
-    /// What the holder published since, in place of what its claim says.
-    amended: Option<Metadata>,
-    /// How often.
-    amendments: u32,
-    granted: bool,
 }
 
 impl Store {
@@ -85,7 +62,7 @@ impl Store {
     /// The guard that a claim sent now would carry.
     pub fn guard(&self, key: &Key) -> Guard {
         match self.rules.profile {
-            Profile::Queue => Guard::Tombstone,
+            Profile::Queue | Profile::Line => Guard::Tombstone,
             Profile::Slot => Guard::Index(self.keys.get(key).filter(|state| state.exists).map_or(0, |state| state.index)),
         }
     }
@@ -102,7 +79,7 @@ impl Store {
             }
             Request::Claim { session, claim, place, guard } => self.claim(session, claim, *place, *guard, now),
             Request::ClaimAll { session, claims } => self.claim_all(session, claims, now),
-            Request::Confirm { session, claim } => self.confirm(session, claim),
+            Request::Confirm { session, claim } => self.confirm(session, claim, now),
             Request::Amend { session, claim, published, amendments } => self.amend(session, claim, published, *amendments),
             Request::Release { session, claim } => Reply::Released(self.release(session, claim)),
         }
@@ -140,7 +117,7 @@ impl Store {
         self.opened += 1;
         let id = match self.rules.profile {
             Profile::Queue => id.clone(),
-            Profile::Slot => SessionId::new(format!("session-{}", self.opened)),
+            Profile::Slot | Profile::Line => SessionId::new(format!("session-{}", self.opened)),
         };
         let lapses_at = now.plus(ttl * self.rules.lapses_after_percent / 100);
         self.sessions.insert(id.clone(), Liveness { ttl, lapses_at });
@@ -165,7 +142,10 @@ impl Store {
         }
         self.tombstones.retain(|(session, _)| session != id);
         let keys: Vec<_> = self.keys.iter().filter(|(_, state)| state.line.iter().any(|entry| entry.session == *id)).collect();
-        let held = |state: &KeyState| state.holders().iter().any(|holder| holder.session == *id);
+        // A line delays whoever comes to its key, not whoever holds a ticket.
+        let line = self.rules.profile == Profile::Line;
+        let delays = |entry: &Entry| !line || entry.claim.mode == Mode::Exclusive;
+        let held = |state: &KeyState| state.holders().any(|holder| holder.session == *id && delays(holder));
         let keys: Vec<_> = keys.into_iter().map(|(key, state)| (key.clone(), held(state))).collect();
         for (key, held) in keys {
             self.change(&key, |state| state.line.retain(|entry| entry.session != *id));
@@ -200,18 +180,21 @@ impl Store {
             return Reply::Conflict(Some(first.claim.mode));
         }
         if state.line.iter().any(|entry| entry.is(session, claim.id)) {
-            return Reply::Standing(self.standing(&claim.key, claim.id));
+            return Reply::Standing(self.stand(session, claim, now));
         }
         match (self.rules.profile, state.line.first()) {
             (Profile::Slot, _) if guard != self.guard(&claim.key) => Reply::GuardFailed,
             // The real store knows a lock by its session alone, so a second claim of the same session is granted.
-            (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(busy(state)),
-            (Profile::Queue, Some(_)) if place == Place::Try && !state.has_room(claim.mode, state.line.len()) => {
-                Reply::Standing(busy(state))
+            (Profile::Slot, Some(holder)) if holder.session != *session => Reply::Standing(state.busy()),
+            (Profile::Queue | Profile::Line, Some(_)) if place == Place::Try && !state.has_room(claim.mode, state.line.len()) => {
+                Reply::Standing(state.busy())
             }
-            _ => {
-                if let Some(until) = self.delays.get(&claim.key) {
-                    return Reply::Standing(Standing::Delayed { at_most: until.saturating_since(now) });
+            (profile, _) => {
+                // In a line a place is kept meanwhile, but not for who only tries.
+                if (profile != Profile::Line || place == Place::Try)
+                    && let Some(delayed) = self.delayed(&claim.key, now)
+                {
+                    return Reply::Standing(delayed);
                 }
                 let Some(token) = FencingToken::new(self.revision + 1) else { return Reply::GuardFailed };
                 #[cfg(dlock_planted)]
@@ -237,9 +220,13 @@ impl Store {
                     }
                     state.line.push(entry);
                 });
-                Reply::Standing(self.standing(&claim.key, claim.id))
+                Reply::Standing(self.stand(session, claim, now))
             }
         }
+    }
+
+    fn delayed(&self, key: &Key, now: Moment) -> Option<Standing> {
+        self.delays.get(key).map(|until| Standing::Delayed { at_most: until.saturating_since(now) })
     }
 
     /// Grants all of these, or none.
@@ -286,7 +273,7 @@ impl Store {
         claims.iter().filter_map(|(claim, _)| token(claim)).collect()
     }
 
-    fn confirm(&self, session: &SessionId, claim: &Claim) -> Reply {
+    fn confirm(&mut self, session: &SessionId, claim: &Claim, now: Moment) -> Reply {
         if !self.sessions.contains_key(session) {
             return Reply::Standing(Standing::SessionGone);
         }
@@ -296,22 +283,31 @@ impl Store {
         }
         match state.line.first() {
             Some(first) if claim.mode.contradicts(first.claim.mode) => Reply::Conflict(Some(first.claim.mode)),
-            _ => Reply::Standing(self.standing(&claim.key, claim.id)),
+            _ => Reply::Standing(self.stand(session, claim, now)),
         }
     }
 
-    /// How an entry that is in line stands: held when those ahead leave room for it.
-    fn standing(&self, key: &Key, claim: ClaimId) -> Standing {
+    /// How a claim that is in line stands: held when those ahead leave room for it. In the line profile it comes to its key by asking.
+    fn stand(&mut self, session: &SessionId, claim: &Claim, now: Moment) -> Standing {
+        let key = &claim.key;
         let Some(state) = self.keys.get(key) else { return Standing::ClaimGone };
-        match state.line.iter().position(|entry| entry.claim.id == claim) {
-            None => Standing::ClaimGone,
-            Some(place) if state.is_held(place) => Standing::Held { token: state.line[place].token },
-            Some(ahead) => Standing::Waiting {
-                cursor: Cursor(state.index),
-                ahead: Some(ahead as u32),
-                holder: state.line.first().map(Entry::holder),
-            },
+        let Some(place) = state.place(session, claim.id) else { return Standing::ClaimGone };
+        if self.rules.profile == Profile::Line && !state.line[place].granted && state.has_room_at(place) {
+            if let Some(delayed) = self.delayed(key, now) {
+                return delayed;
+            }
+            let token = FencingToken::new(self.revision + 1);
+            self.change_and_grant(key, |state| {
+                let entry = &mut state.line[place];
+                entry.token = token.unwrap_or(entry.token);
+                vec![entry.grant()]
+            });
         }
+        let state = &self.keys[key];
+        if state.line[place].granted {
+            return Standing::Held { token: state.line[place].token };
+        }
+        Standing::Waiting { cursor: Cursor(state.index), ahead: Some(place as u32), holder: state.holder() }
     }
 
     fn release(&mut self, session: &SessionId, claim: &Claim) -> Release {
@@ -337,117 +333,31 @@ impl Store {
         if had { Release::Released } else { Release::NotHeld }
     }
 
-    /// Changes a key, moves its index, and records whoever holds it now.
+    /// Changes a key, moves its index, and grants it to whoever has room for it now; in the line profile nobody is granted anything unasked.
     fn change(&mut self, key: &Key, change: impl FnOnce(&mut KeyState)) {
+        let unasked = self.rules.profile != Profile::Line;
+        self.change_and_grant(key, |state| {
+            change(state);
+            if unasked { state.grant() } else { Vec::new() }
+        });
+    }
+
+    /// Changes a key, moves its index, and records what was granted.
+    fn change_and_grant(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> Vec<GrantRecord>) {
         self.revision += 1;
         let state = self.keys.entry(key.clone()).or_default();
         state.index = self.revision;
         state.exists = true;
-        change(state);
-        let holders = state.holders().len();
-        for entry in state.line[..holders].iter_mut().filter(|entry| !entry.granted) {
-            entry.granted = true;
-            let record = GrantRecord { token: entry.token, claim: entry.claim.id, session: entry.session.clone() };
-            self.grants.entry(key.clone()).or_default().push(record);
+        let granted = change(state);
+        if !granted.is_empty() {
+            self.grants.entry(key.clone()).or_default().extend(granted);
         }
-    }
-
-    /// Why a wait that began at `cursor` should return now, if it should.
-    pub fn woken(&self, session: &SessionId, claim: &Claim, cursor: Cursor) -> Option<Woken> {
-        let free = KeyState::default();
-        let state = self.keys.get(&claim.key).unwrap_or(&free);
-        let woken = |hint| Some(Woken { cursor: Cursor(state.index), hint });
-        let place = state.place(session, claim.id);
-        if !self.sessions.contains_key(session) || state.line.is_empty() && self.rules.profile == Profile::Slot {
-            return woken(Hint::MaybeFree);
-        }
-        match (self.rules.profile, place) {
-            (Profile::Queue, None) => woken(Hint::ClaimGone),
-            (_, Some(place)) if state.is_held(place) => woken(Hint::MaybeFree),
-            (Profile::Slot, None) if state.index > cursor.0 => {
-                woken(Hint::StillHeld { holder: state.line.first().map(Entry::holder) })
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether the session is alive.
-    pub fn is_alive(&self, session: &SessionId) -> bool {
-        self.sessions.contains_key(session)
-    }
-
-    /// The index of a key.
-    pub fn index(&self, key: &Key) -> u64 {
-        self.keys.get(key).map_or(0, |state| state.index)
-    }
-
-    /// Whether a key is there at all.
-    pub fn exists(&self, key: &Key) -> bool {
-        self.keys.get(key).is_some_and(|state| state.exists)
-    }
-
-    /// Whether a claim holds its key.
-    pub fn holds(&self, session: &SessionId, claim: &Claim) -> bool {
-        let held = |state: &KeyState| state.place(session, claim.id).is_some_and(|place| state.is_held(place));
-        self.keys.get(&claim.key).is_some_and(held)
-    }
-
-    /// Whether this is the condition of a present grant.
-    pub fn owns(&self, ownership: &Ownership) -> bool {
-        let held = |state: &KeyState| {
-            let mut holders = state.holders().iter();
-            holders.any(|entry| entry.session == ownership.session && entry.token.get() == ownership.revision)
-        };
-        Key::new(&ownership.key).is_ok_and(|key| self.keys.get(&key).is_some_and(held))
-    }
-
-    /// The session and claim that hold a key; the first of several.
-    pub fn holder_of(&self, key: &Key) -> Option<(&SessionId, ClaimId, FencingToken)> {
-        let entry = self.keys.get(key)?.line.first()?;
-        Some((&entry.session, entry.claim.id, entry.token))
-    }
-
-    /// The claims that hold a key.
-    pub fn holders_of(&self, key: &Key) -> impl Iterator<Item = ClaimId> {
-        let holders = self.keys.get(key).map_or(&[][..], KeyState::holders);
-        holders.iter().map(|entry| entry.claim.id)
-    }
-
-    /// Who holds a key, who waits, first come first, and what stands there that is no lock.
-    pub fn line(&self, key: &Key) -> (Vec<Holder>, Vec<Holder>, Option<Vec<u8>>) {
-        let Some(state) = self.keys.get(key) else { return (Vec::new(), Vec::new(), None) };
-        let (holders, waiters) = state.line.split_at(state.holders().len());
-        let shown = |entries: &[Entry]| entries.iter().map(Entry::holder).collect();
-        (shown(holders), shown(waiters), state.foreign.clone())
-    }
-
-    /// All held keys with their holders, in the order of the keys.
-    pub fn held(&self) -> impl Iterator<Item = (&Key, Holder)> {
-        self.keys.iter().flat_map(|(key, state)| state.holders().iter().map(move |entry| (key, entry.holder())))
-    }
-
-    /// Every claim that has anything at the store.
-    pub fn claims(&self) -> Vec<(Key, SessionId, ClaimId)> {
-        let line = |(key, state): (&Key, &KeyState)| {
-            state.line.iter().map(|entry| (key.clone(), entry.session.clone(), entry.claim.id)).collect::<Vec<_>>()
-        };
-        self.keys.iter().flat_map(line).collect()
-    }
-
-    /// The sessions that are alive.
-    pub fn sessions(&self) -> Vec<SessionId> {
-        self.sessions.keys().cloned().collect()
-    }
-
-    /// Every grant of a key so far, in order.
-    pub fn grants(&self, key: &Key) -> &[GrantRecord] {
-        self.grants.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// Replaces what the holder published; `false` when the claim does not hold the key.
     fn amend(&mut self, session: &SessionId, claim: &Claim, published: &Metadata, amendments: u32) -> Reply {
         let Some(state) = self.keys.get(&claim.key) else { return Reply::Amended(false) };
-        let Some(place) = state.place(session, claim.id).filter(|place| state.is_held(*place)) else {
+        let Some(place) = state.place(session, claim.id).filter(|place| state.line[*place].granted) else {
             return Reply::Amended(false);
         };
         if state.line[place].amendments != amendments {
@@ -458,12 +368,6 @@ impl Store {
             (held.amended, held.amendments) = (Some(published.clone()), amendments + 1);
         });
         Reply::Amended(true)
-    }
-
-    /// How often what a claim published was changed.
-    pub fn amendments(&self, claim: &Claim) -> u32 {
-        let line = self.keys.get(&claim.key).map_or(&[][..], |state| &state.line);
-        line.iter().find(|entry| entry.claim.id == claim.id).map_or(0, |entry| entry.amendments)
     }
 
     /// Deletes a key with everything on it, as an operator would.
@@ -486,7 +390,7 @@ impl Store {
 
     /// Ends the grant with this token by force; `false` when it is not a present one.
     pub fn evict_grant(&mut self, key: &Key, token: FencingToken) -> bool {
-        let held = self.keys.get(key).is_some_and(|state| state.holders().iter().any(|entry| entry.token == token));
+        let held = self.keys.get(key).is_some_and(|state| state.holders().any(|entry| entry.token == token));
         if held {
             self.change(key, |state| state.line.retain(|entry| entry.token != token));
         }
@@ -499,44 +403,5 @@ impl Store {
             state.line.clear();
             state.foreign = Some(value);
         });
-    }
-}
-
-fn busy(state: &KeyState) -> Standing {
-    Standing::Busy { holder: state.line.first().map(Entry::holder), cursor: Cursor(state.index) }
-}
-
-impl KeyState {
-    fn place(&self, session: &SessionId, claim: ClaimId) -> Option<usize> {
-        self.line.iter().position(|entry| entry.is(session, claim))
-    }
-
-    /// Whether the first `ahead` in line leave room for a claim of this mode.
-    fn has_room(&self, mode: Mode, ahead: usize) -> bool {
-        let ahead = self.line[..ahead].iter().rev().map(|entry| ((), entry.claim.mode));
-        mode.room(ahead) == Room::Enough
-    }
-
-    fn is_held(&self, place: usize) -> bool {
-        self.has_room(self.line[place].claim.mode, place)
-    }
-
-    /// Those that hold: the first in line, and those after it that share.
-    fn holders(&self) -> &[Entry] {
-        &self.line[..Mode::holders(self.line.iter().map(|entry| entry.claim.mode))]
-    }
-}
-
-impl Entry {
-    fn is(&self, session: &SessionId, claim: ClaimId) -> bool {
-        self.claim.id == claim && self.session == *session
-    }
-
-    fn holder(&self) -> Holder {
-        let published = Published::Metadata(self.amended.clone().unwrap_or_else(|| self.claim.published()));
-        let mut holder = Holder::new(published);
-        holder.session = Some(self.session.clone());
-        holder.token = Some(self.token);
-        holder
     }
 }
