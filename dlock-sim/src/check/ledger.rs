@@ -125,9 +125,9 @@ impl Ledger {
         self.calm_from(acquisition.client) >= first.min(acquisition.asked_at)
     }
 
-    /// From when on no fault kept any client that wants something from going on.
+    /// From when on no fault kept any client from going on.
     pub(crate) fn all_calm_from(&self) -> u64 {
-        self.wanting.iter().map(|op| self.calm_from(self.acquisitions.get(*op).client)).max().unwrap_or_default()
+        self.clients.values().map(|client| client.calm_from).max().unwrap_or_default().max(self.calm_from)
     }
 
     /// The acquisition that a client contends for: it sends one at a time to the store, first come, first served.
@@ -250,6 +250,10 @@ impl<T: Clone + Default> Table<T> {
     pub(crate) fn get(&self, number: u32) -> &T {
         let known = if number < Self::DENSE { self.dense.get(number as usize) } else { self.sparse.get(&number) };
         known.unwrap_or(&self.absent)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.dense.iter().chain(self.sparse.values())
     }
 
     pub(crate) fn entry(&mut self, number: u32) -> &mut T {

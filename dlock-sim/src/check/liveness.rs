@@ -159,12 +159,15 @@ fn free_for_long(bounds: &Bounds, ledger: &Ledger, n: usize, at: u64, op: Op, as
     if !ledger.live.is_empty() {
         return None;
     }
-    // In a line whoever is ahead comes to the key by asking: one that does not hear that it may keeps all others waiting.
-    let of_others = if bounds.comes_by_asking { ledger.all_calm_from() } else { 0 };
-    let since = ledger.free_since.max(healed).max(asked.asked_at).max(ledger.calm_from(asked.client)).max(of_others);
+    // In a line whoever is ahead comes to the key by asking: one that does not hear that it may keeps all others waiting, as long as it waits.
+    let (calm_from, disturbed) = if bounds.comes_by_asking {
+        let calm_from = ledger.all_calm_from();
+        (calm_from, calm_from + bounds.deaf >= asked.asked_at)
+    } else {
+        (ledger.calm_from(asked.client), ledger.is_disturbed(asked))
+    };
+    let since = ledger.free_since.max(healed).max(asked.asked_at).max(calm_from);
     let waited = at.saturating_sub(since);
-    let mut concerned = ledger.wanting.iter().filter(|other| **other == op || bounds.comes_by_asking);
-    let disturbed = ledger.is_disturbed(asked) || concerned.any(|op| ledger.is_disturbed(ledger.acquisitions.get(*op)));
     let allowed = if disturbed { bounds.wake + bounds.deaf } else { bounds.wake };
     if waited <= allowed {
         return None;

@@ -120,6 +120,7 @@ impl Cluster {
         {
             state.consul.store.end(now, &id);
             self.observe(state, End::Lapsed);
+            self.changed.notify_waiters();
         }
     }
 
