@@ -17,9 +17,9 @@ esac
 cd "$(dirname "$0")/.."
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later" >&2; exit 1; }
 
-# A folder of their own: nothing that is built here is ever taken for the real thing.
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/planted
-export RUSTFLAGS="--cfg dlock_planted --check-cfg=cfg(dlock_planted)"
+# Cargo tells what a wrapper has compiled from what it has compiled without: nothing that is built here is ever taken for the real thing, and what
+# the crates depend on is shared with an ordinary build of the whole workspace.
+export RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/rustc-planted.sh
 if [ $# -eq 1 ]; then
     export DLOCK_PLANTED=$1
 fi
@@ -27,4 +27,4 @@ suite=planted
 if [ -n "${DLOCK_SIM_REPLAY:-}" ]; then
     suite=replay
 fi
-exec cargo test -q -p dlock-sim --test $suite -- --nocapture
+exec cargo test -q --workspace --all-features --test $suite -- --nocapture

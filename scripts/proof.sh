@@ -27,16 +27,16 @@ grep '^proof: ' "$1"
 
 said=$(cases "$1"; grep '^proof: ' "$1")
 for part in \
-    "conformance on memory, queue:" "conformance on memory, slot:" "conformance on consul:" "conformance on fair:" "conformance on deleting:" "conformance on etcd:" "conformance on own_backend:" \
-    "suite of the locker on memory, queue:" "suite of the locker on memory, slot:" "suite of the locker on consul:" "suite of the locker on fair:" "suite of the locker on etcd:" \
-    "Machines:" "Locker:" "Beside:" "Wire:" "WireEtcd:" "fake etcd:" "turmoil:" "determinism:" "model, Queue:" "model, Slot:" "planted bugs:" \
-    "live on consul:" "live on etcd:" \
+    "conformance on memory, queue:" "conformance on memory, line:" "conformance on memory, slot:" "conformance on consul:" "conformance on fair:" "conformance on deleting:" "conformance on etcd:" "conformance on own_backend:" \
+    "suite of the locker on memory, queue:" "suite of the locker on memory, line:" "suite of the locker on memory, slot:" "suite of the locker on consul:" "suite of the locker on fair:" "suite of the locker on etcd:" \
+    "Machines:" "Locker:" "Beside:" "Wire:" "WireFair:" "WireEtcd:" "fake etcd:" "turmoil:" "determinism:" "model, Queue:" "model, Line:" "model, Slot:" "planted bugs:" \
+    "live on consul:" "live on consul, fair:" "live on etcd:" \
     "fuzz corpus, consul_answers:" "fuzz corpus, consul_config:" "fuzz corpus, durations:" "fuzz corpus, etcd_config:" "fuzz corpus, key:" \
     "fuzz corpus, metadata:" "fuzz corpus, plan:" "fuzz corpus, store_url:"; do
     grep -q "^proof: $part" <<<"$said" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }
 done
 grep -qE '^proof: planted bugs: ([0-9]+) of \1 caught$' <<<"$said" || { echo "a planted bug escaped" >&2; exit 1; }
-for store in consul etcd; do
+for store in consul "consul, fair" etcd; do
     grep -qE "^proof: live on $store: fenced updates [0-9]+, refused [0-9]+, lost 0\$" <<<"$said" ||
         { echo "the log does not say that no fenced update was lost on $store" >&2; exit 1; }
 done

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs everything that is drawn at random, for a long time: live faults on a real Consul and etcd, and simulations with fresh seeds.
+# Runs everything that is drawn at random, for a long time: live faults on a real Consul, with and without fair mode, and etcd, and simulations with fresh seeds.
 #
 # usage: scripts/soak.sh MINUTES
 #
 # About half of the time goes to the live faults, in rounds of five minutes with a cluster and a seed of their own, on one store after the
-# other; the other half to campaigns of the simulators (machines, locker, sharing, the wires of Consul and etcd). What is under way when the time is up is finished. Stops at
+# other; the other half to campaigns of the simulators (machines, locker, sharing, the wires of Consul, alone and in line, and etcd). What is under way when the time is up is finished. Stops at
 # the first failure, whose output names the seed and what replays it; all output is in target/dlock-sim/soak.log.
 #
 # DLOCK_SOAK_SEED   where the seeds begin; by default the time, so that no two soaks are alike
@@ -37,14 +37,15 @@ campaigns=(
     "the_locker_keeps_its_promises 50000"
     "those_who_share_and_those_who_take_several_keep_theirs 30000"
     "consuls_client_keeps_its_promises 5000"
+    "consuls_client_in_fair_mode_keeps_its_promises 5000"
     "etcds_client_keeps_its_promises 4000"
 )
 
 # A round's live faults strike one of these.
-stores=(etcd consul)
+stores=(etcd consul fair)
 
 echo "building ..."
-cargo test -q -p dlock-sim --test live_consul --test live_etcd --test campaigns --no-run
+cargo test -q -p dlock-sim --test live_consul --test live_fair --test live_etcd --test campaigns --no-run
 
 SECONDS=0
 end=$((minutes * 60))

@@ -8,7 +8,7 @@ use dlock_consul::{Consul, ConsulOptions};
 use dlock_core::LockBackend;
 use dlock_etcd::{Etcd, EtcdOptions};
 use dlock_testkit::conformance::{Ability, Case, InMemory, Ledger, NotShown, Outcome};
-use dlock_testkit::memory::{Memory, Profile};
+use dlock_testkit::memory::Memory;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -103,32 +103,25 @@ async fn column(place: usize, harness: fn() -> InMemory) -> Vec<(&'static str, O
     backend.outcomes().iter().chain(locker.outcomes()).cloned().collect()
 }
 
-/// A queue that takes one key at a time, as Consul's tickets do.
-fn key_by_key() -> Memory {
-    Memory::builder(Profile::Queue).claims_at_once(None).build()
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_table_says_of_every_case_how_each_store_answers() {
-    let (queue, slot) = (column(0, InMemory::queue).await, column(1, InMemory::slot).await);
-    let tickets = column(2, || InMemory::new("memory, queue, key by key", key_by_key())).await;
-    // Consul declares what the slot declares, in fair mode what the queue does but for several keys, and etcd what the queue does; their
-    // harnesses have every hook.
+    let (queue, line, slot) = (column(0, InMemory::queue).await, column(1, InMemory::line).await, column(2, InMemory::slot).await);
+    // Consul declares what the slot declares, in fair mode what the line does, and etcd what the queue does; their harnesses have every hook.
     let (consul, etcd) = (Consul::new(ConsulOptions::new()).unwrap(), Etcd::new(EtcdOptions::new()).unwrap());
     let fair = Consul::new(ConsulOptions::new().fair(true)).unwrap();
     for ability in Ability::ALL {
         for (real, like) in
-            [(consul.capabilities(), Memory::slot()), (fair.capabilities(), key_by_key()), (etcd.capabilities(), Memory::queue())]
+            [(consul.capabilities(), Memory::slot()), (fair.capabilities(), Memory::line()), (etcd.capabilities(), Memory::queue())]
         {
             assert_eq!(ability.is_declared(real), ability.is_declared(like.capabilities()), "{ability} {like:?}");
         }
     }
     let mut expected = Vec::new();
-    for (((name, queue), (_, slot)), (_, tickets)) in queue.iter().zip(&slot).zip(&tickets) {
-        let servers = [slot, tickets, queue].map(|outcome| cell(on_server(outcome)));
-        expected.push([vec![format!("`{name}`"), cell(queue), cell(slot)], servers.to_vec()].concat());
+    for (((name, queue), (_, line)), (_, slot)) in queue.iter().zip(&line).zip(&slot) {
+        let servers = [slot, line, queue].map(|outcome| cell(on_server(outcome)));
+        expected.push([vec![format!("`{name}`"), cell(queue), cell(line), cell(slot)], servers.to_vec()].concat());
     }
-    let told: Vec<_> = rows().into_iter().filter(|row| row.len() == 6 && row[0].starts_with('`')).collect();
+    let told: Vec<_> = rows().into_iter().filter(|row| row.len() == 7 && row[0].starts_with('`')).collect();
     if told != expected {
         let lines: Vec<_> = expected.iter().map(|row| format!("| {} |", row.join(" | "))).collect();
         panic!("the table of docs/conformance.md is to be:\n{}", lines.join("\n"));

@@ -4,6 +4,7 @@
 #![cfg(dlock_planted)]
 #![allow(missing_docs)]
 
+use std::collections::BTreeMap;
 use std::io::{Write, stdout};
 
 use dlock_core::planted::{Bug, plant};
@@ -39,12 +40,7 @@ fn every_planted_bug_is_caught() {
     if let Some(bug) = Bug::on() {
         return show(bug);
     }
-    for tier in TIERS {
-        let report = Campaign::new(tier, 0..schedules(tier)).on(2).run();
-        assert_eq!(report.schedules, schedules(tier), "a part of them would prove nothing");
-        assert!(report.failures.is_empty(), "with nothing planted, {tier:?} fails too: {:?}", report.failures[0]);
-    }
-    let mut escaped = Vec::new();
+    let (mut escaped, mut taken) = (Vec::new(), BTreeMap::new());
     println!("{:<28} {:<9} {:<6} {:>9} {:>6}", "planted bug", "simulator", "breaks", "schedules", "faults");
     for bug in Bug::ALL.iter().copied() {
         plant(Some(bug));
@@ -52,6 +48,8 @@ fn every_planted_bug_is_caught() {
             let (schedules, report) = caught(tier)?;
             let (_, shrunk) = report.smallest(run)?;
             let faults = shrunk.plan.listed().len();
+            let most = taken.entry(tier).or_insert(schedules);
+            *most = schedules.max(*most);
             (faults <= FAULTS).then(|| (format!("{tier:?}").to_lowercase(), shrunk.violation.invariant, schedules, faults))
         });
         plant(None);
@@ -62,6 +60,11 @@ fn every_planted_bug_is_caught() {
             escaped.push(bug.name());
         }
         _ = stdout().flush();
+    }
+    for (tier, schedules) in taken {
+        let report = Campaign::new(tier, 0..schedules).on(2).run();
+        assert_eq!(report.schedules, schedules, "a part of them would prove nothing");
+        assert!(report.failures.is_empty(), "with nothing planted, {tier:?} fails too: {:?}", report.failures[0]);
     }
     let all = Bug::ALL.len();
     println!("proof: planted bugs: {} of {all} caught", all - escaped.len());
