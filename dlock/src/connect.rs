@@ -20,6 +20,7 @@ use crate::options::InvalidOptions;
 /// | the same with `?fair=true` | Consul, first come, first served, with shared locks and permits | `consul` |
 /// | `etcd://host1:port,host2:port` | the members of an etcd cluster | `etcd` |
 /// | `etcds://host1:port,host2:port` | the members of an etcd cluster over TLS | `etcd` |
+/// | `sqlite:///path/to/file.db` | a file of this host, shared by all of its processes that name it | `sqlite` |
 /// | `memory://name` | a store in this process, shared by all who use the name | `memory` |
 ///
 /// A token, or a user and password, come from the environment, never from the URL. Takes at most five seconds. Free to drop.
@@ -43,6 +44,7 @@ pub fn backend(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
     match scheme {
         "consul" | "consul+http" | "consul+https" | "consul+unix" => consul(url),
         "etcd" | "etcds" => etcd(url),
+        "sqlite" => sqlite(url),
         "memory" => memory(rest),
         _ => Err(ConnectError::UnknownScheme { scheme: scheme.to_owned() }),
     }
@@ -72,6 +74,19 @@ fn etcd(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
 #[cfg(not(feature = "_etcd"))]
 fn etcd(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
     Err(ConnectError::FeatureOff { feature: "etcd" })
+}
+
+#[cfg(feature = "sqlite")]
+fn sqlite(url: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    match dlock_sqlite::Sqlite::from_url(url) {
+        Ok(sqlite) => Ok(Arc::new(sqlite)),
+        Err(error) => Err(ConnectError::Backend { url: without_secrets(url), source: Box::new(error) }),
+    }
+}
+
+#[cfg(not(feature = "sqlite"))]
+fn sqlite(_: &str) -> Result<Arc<dyn LockBackend>, ConnectError> {
+    Err(ConnectError::FeatureOff { feature: "sqlite" })
 }
 
 #[cfg(feature = "memory")]
@@ -110,13 +125,15 @@ fn without_secrets(url: &str) -> String {
 #[non_exhaustive]
 pub enum ConnectError {
     /// The text is no URL.
-    #[error("{url:?} names no store; use for example \"consul://127.0.0.1:8500\", \"etcd://127.0.0.1:2379\" or \"memory://name\"")]
+    #[error(
+        "{url:?} names no store; use for example \"consul://127.0.0.1:8500\", \"etcd://127.0.0.1:2379\", \"sqlite:///path/to/file.db\" or \"memory://name\""
+    )]
     NoScheme {
         /// The refused text.
         url: String,
     },
     /// No backend goes by this scheme.
-    #[error("unknown scheme {scheme:?}; known are consul, consul+https, consul+unix, etcd, etcds and memory")]
+    #[error("unknown scheme {scheme:?}; known are consul, consul+https, consul+unix, etcd, etcds, sqlite and memory")]
     UnknownScheme {
         /// The refused scheme.
         scheme: String,

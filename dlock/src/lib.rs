@@ -49,7 +49,7 @@
 //!
 //! # The runtime
 //!
-//! Whatever is awaited here must be awaited inside a tokio runtime with time enabled, and I/O as well for Consul and etcd. Asking and dropping need none.
+//! Whatever is awaited here must be awaited inside a tokio runtime with time enabled, and I/O as well for Consul and etcd. SQLite is asked on threads of its own. Asking and dropping need none.
 //!
 //! # Choosing a store
 //!
@@ -61,6 +61,7 @@
 //! | `consul` (default) | Consul, by the crate `dlock-consul` | `consul://host:port`, `consul+https://host:port`, `consul+unix:///path`; with `?fair=true` first come, first served |
 //! | `etcd` | etcd, by the crate `dlock-etcd`; TLS by aws-lc-rs, as with `consul` | `etcd://host1:port,host2:port`, `etcds://...` |
 //! | `etcd-tls-ring` | the same, TLS by ring | the same |
+//! | `sqlite` | a file of this host, for its processes, by the crate `dlock-sqlite`; Linux only | `sqlite:///path/to/file.db` |
 //! | `memory` | a store in this process, by the crate `dlock-testkit` | `memory://name` |
 //!
 //! Building with `etcd` needs `protoc`, the protocol buffers compiler: `apt-get install protobuf-compiler libprotobuf-dev` on Debian and Ubuntu.
@@ -111,6 +112,8 @@ pub use dlock_core::{
 };
 #[cfg(feature = "_etcd")]
 pub use dlock_etcd::{ConfigError as EtcdConfigError, Etcd, EtcdOptions};
+#[cfg(feature = "sqlite")]
+pub use dlock_sqlite::{ConfigError as SqliteConfigError, OpenError as SqliteOpenError, Sqlite, SqliteOptions};
 #[cfg(feature = "memory")]
 pub use dlock_testkit::memory::Memory;
 pub use election::{Election, Leadership};

@@ -21,7 +21,7 @@ async fn a_name_in_memory_is_shared_by_all_who_use_it() {
 async fn what_names_no_store_is_refused_with_what_would() {
     for (url, hint) in [
         ("localhost:8500", "consul://127.0.0.1:8500"),
-        ("redis://localhost", "known are consul, consul+https, consul+unix, etcd, etcds and memory"),
+        ("redis://localhost", "known are consul, consul+https, consul+unix, etcd, etcds, sqlite and memory"),
         ("memory://", "memory://demo"),
         ("consul://", "consul://host:port"),
         ("consul://host:notaport", "consul://host:port"),

@@ -13,7 +13,10 @@ pub fn store_url(bytes: &[u8]) {
     if url.starts_with("memory://") || ConsulOptions::from_url(&url).is_ok() {
         return;
     }
-    let error = dlock::backend(&url).expect_err("there is no store at such a URL");
+    let Err(error) = dlock::backend(&url) else {
+        // Nothing is opened before it is asked.
+        return assert!(url.starts_with("sqlite:///"), "there is no store at {url:?}");
+    };
     let told = everything(&error);
     assert!(!hides_all(text) || !told.contains(SECRET), "{url:?} shows its secret: {told}");
 }

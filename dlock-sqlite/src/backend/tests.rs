@@ -1,0 +1,209 @@
+//! What needs a host, a boot or a clock of a test's own.
+
+use std::path::Path;
+
+use dlock_core::{ClaimId, Mode};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::*;
+use crate::schema::PER_BOOT;
+
+const TTL: Duration = Duration::from_secs(10);
+const SECOND: i64 = 1_000_000_000;
+
+/// A folder with a file of locks, and the clock of the host that it is on.
+struct Stage {
+    folder: TempDir,
+    clock: Arc<AtomicI64>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self { folder: TempDir::new().unwrap(), clock: Arc::new(AtomicI64::new(SECOND)) }
+    }
+
+    fn client_at(&self, path: &Path, boot: &str) -> Sqlite {
+        let options = SqliteOptions::new(path).unwrap();
+        Sqlite::on(&options, Host::of_test(boot, &self.clock), Arc::new(Direct)).unwrap()
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("locks.db")
+    }
+
+    fn client(&self, boot: &str) -> Sqlite {
+        self.client_at(&self.path(), boot)
+    }
+
+    fn operator(&self) -> Connection {
+        Connection::open(self.path()).unwrap()
+    }
+
+    fn count(&self, table: &str) -> i64 {
+        self.operator().query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    }
+}
+
+fn claim(id: u128, key: &str) -> Claim {
+    Claim {
+        id: ClaimId::from_bits(id),
+        key: Key::new(key).unwrap(),
+        mode: Mode::Exclusive,
+        owner: "host/1/test".into(),
+        acquired_at: "2026-01-01T00:00:00Z".into(),
+        metadata: None,
+    }
+}
+
+async fn session(client: &Sqlite, id: u128) -> SessionId {
+    let id = SessionId::from_bits(id);
+    client.open(&SessionRequest { id: id.clone(), ttl: TTL, owner: "host/1/test".into() }).await.unwrap();
+    id
+}
+
+async fn held(client: &Sqlite, session: &SessionId, claim: &Claim) -> FencingToken {
+    match client.claim(session, claim, Place::Try).await.unwrap() {
+        Standing::Held { token } => token,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_reboot_frees_everything_and_tokens_go_on() {
+    let stage = Stage::new();
+    let before = stage.client("boot 1");
+    let old = session(&before, 1).await;
+    let token = held(&before, &old, &claim(1, "k")).await;
+    before.claim(&old, &claim(2, "k"), Place::Queue).await.unwrap();
+    before.release(&old, &claim(3, "k")).await.unwrap();
+    drop(before);
+    // The clock begins anew, so that by it alone the old session would live for a while.
+    stage.clock.store(0, Ordering::SeqCst);
+    let after = stage.client("boot 2");
+    let new = session(&after, 2).await;
+    assert_eq!(after.inspect(&Key::new("k").unwrap()).await.unwrap().holders, []);
+    assert_eq!(after.renew(&old).await.unwrap(), Renewal::Gone);
+    assert!(held(&after, &new, &claim(4, "k")).await > token);
+    assert_eq!((stage.count("dlock_session"), stage.count("dlock_claim"), stage.count("dlock_over")), (1, 1, 0));
+}
+
+/// After the first opening of a boot nothing is forced to the disk, so a power failure may take all of it along.
+#[tokio::test]
+async fn a_power_failure_that_takes_every_grant_of_a_boot_sets_no_token_back() {
+    let stage = Stage::new();
+    let mut folder = TempDir::new().unwrap();
+    let mut highest = None;
+    for boot in 1..4 {
+        let client = stage.client_at(&folder.path().join("locks.db"), &format!("boot {boot}"));
+        client.list("").await.unwrap();
+        // What was forced to the disk by now, and is all that is there after the failure.
+        let on_disk = TempDir::new().unwrap();
+        for name in ["locks.db", "locks.db-wal"] {
+            std::fs::copy(folder.path().join(name), on_disk.path().join(name)).unwrap();
+        }
+        let session = session(&client, boot).await;
+        for id in 0..10 {
+            let claim = claim(id, "k");
+            let token = held(&client, &session, &claim).await;
+            assert!(Some(token) > highest, "boot {boot}: {token} after {highest:?}");
+            highest = Some(token);
+            client.release(&session, &claim).await.unwrap();
+        }
+        folder = on_disk;
+    }
+}
+
+#[tokio::test]
+async fn the_tokens_of_a_boot_never_reach_those_of_the_next_even_if_the_wall_clock_stands() {
+    let stage = Stage::new();
+    let client = stage.client("boot 1");
+    let old = session(&client, 1).await;
+    // As if the wall clock were set back a century afterwards.
+    stage.operator().execute("UPDATE dlock_store SET base = 1 << 60, forgotten = (1 << 60) + ?1 - 1", [PER_BOOT]).unwrap();
+    let last = held(&client, &old, &claim(1, "k")).await;
+    let error = client.claim(&old, &claim(2, "other"), Place::Try).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    drop(client);
+    let client = stage.client("boot 2");
+    let new = session(&client, 2).await;
+    assert!(held(&client, &new, &claim(3, "k")).await > last);
+}
+
+#[tokio::test]
+async fn a_file_that_another_host_opened_is_told_of() {
+    let stage = Stage::new();
+    let ours = stage.client("our boot");
+    let session_of_ours = session(&ours, 1).await;
+    held(&ours, &session_of_ours, &claim(1, "k")).await;
+    session(&stage.client("another host's boot"), 2).await;
+    for error in [
+        ours.renew(&session_of_ours).await.unwrap_err(),
+        ours.claim(&session_of_ours, &claim(2, "k"), Place::Try).await.unwrap_err(),
+        ours.inspect(&Key::new("k").unwrap()).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert!(error.message().contains("another host"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_lapses_on_the_hosts_clock_and_not_before() {
+    let stage = Stage::new();
+    let (silent, other) = (stage.client("boot"), stage.client("boot"));
+    let (silents, others) = (session(&silent, 1).await, session(&other, 2).await);
+    held(&silent, &silents, &claim(1, "k")).await;
+    stage.clock.fetch_add(10 * SECOND - 1, Ordering::SeqCst);
+    assert!(matches!(other.renew(&others).await.unwrap(), Renewal::Renewed { .. }));
+    assert!(matches!(other.claim(&others, &claim(2, "k"), Place::Try).await.unwrap(), Standing::Busy { .. }));
+    stage.clock.fetch_add(1, Ordering::SeqCst);
+    held(&other, &others, &claim(3, "k")).await;
+    assert_eq!(silent.renew(&silents).await.unwrap(), Renewal::Gone);
+}
+
+#[tokio::test]
+async fn only_a_release_that_must_leaves_a_tombstone() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let session = session(&client, 1).await;
+    held(&client, &session, &claim(1, "k")).await;
+    client.release(&session, &claim(1, "k")).await.unwrap();
+    assert_eq!(stage.count("dlock_over"), 0, "all copies had arrived");
+    client.release(&session, &claim(2, "k")).await.unwrap();
+    assert_eq!(stage.count("dlock_over"), 1, "nothing was known of it");
+    assert_eq!(client.claim(&session, &claim(2, "k"), Place::Queue).await.unwrap(), Standing::ClaimGone);
+    client.close(&session).await.unwrap();
+    assert_eq!(stage.count("dlock_over"), 0);
+}
+
+#[tokio::test]
+async fn where_nobody_waits_nobody_looks() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let session = session(&client, 1).await;
+    for id in 0..100 {
+        held(&client, &session, &claim(id, "k")).await;
+        client.release(&session, &claim(id, "k")).await.unwrap();
+    }
+    assert_eq!(client.shared.watcher.polls(), 0);
+}
+
+#[tokio::test]
+async fn changes_of_long_ago_are_forgotten_and_whoever_follows_a_key_hears_of_it() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let session = session(&client, 1).await;
+    let kept = claim(0, "kept");
+    let token = held(&client, &session, &kept).await;
+    let followed = Key::new("followed").unwrap();
+    let since = client.changed(&followed, None).await.unwrap();
+    for id in 1..2_000 {
+        let claim = claim(id, "k");
+        held(&client, &session, &claim).await;
+        client.release(&session, &claim).await.unwrap();
+    }
+    assert!(stage.count("dlock_change") < 2_048 + 512);
+    assert!(client.changed(&followed, Some(since)).await.unwrap() > since, "it may have changed");
+    assert_eq!(held(&client, &session, &kept).await, token);
+    assert!(held(&client, &session, &claim(2_000, "k")).await > token);
+}
