@@ -202,11 +202,7 @@ fn connect(path: &Path, host: &Host) -> Result<Connection, OpenError> {
     connection.busy_handler(Some(ask_again))?;
     connection.set_prepared_statement_cache_capacity(64);
     // First of all, so that a file of somebody else's is left as it is.
-    let found: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if found != schema::APPLICATION && (found != 0 || tables != 0) {
-        return Err(OpenError::Foreign);
-    }
+    schema::identify_now(&mut connection)?;
     // Of a file that is made now; rows are short, and whole pages are written.
     connection.pragma_update(None, "page_size", schema::PAGE_BYTES)?;
     log_ahead(&connection)?;

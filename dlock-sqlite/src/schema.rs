@@ -63,7 +63,7 @@ END;
 /// Makes sure that the file is one of locks, of this version and of this boot; makes it one if it is empty.
 pub(crate) fn settle(connection: &mut Connection, host: &Host) -> Result<(), OpenError> {
     let boot = host.boot()?;
-    if identify(connection)? && boot_of(connection)?.as_deref() == Some(boot) {
+    if identify_now(connection)? && boot_of(connection)?.as_deref() == Some(boot) {
         return Ok(());
     }
     // The one change that a power failure must not take back: it sets the tokens of this boot apart from those of all boots before.
@@ -80,7 +80,13 @@ pub(crate) fn settle(connection: &mut Connection, host: &Host) -> Result<(), Ope
     Ok(())
 }
 
-/// Whether the file is one of locks of this version; `false` if it is empty.
+/// [`identify`] as of one moment: another process may be making the file.
+pub(crate) fn identify_now(connection: &mut Connection) -> Result<bool, OpenError> {
+    let seen = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+    identify(&seen)
+}
+
+/// Whether the file is one of locks of this version; `false` if it is empty. To be asked within a transaction.
 fn identify(connection: &Connection) -> Result<bool, OpenError> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;

@@ -170,3 +170,21 @@ async fn the_lock_of_a_killed_process_is_granted_when_its_session_lapses() {
         }
     }
 }
+
+#[test]
+fn many_that_make_the_file_at_once_make_one() {
+    for _ in 0..300 {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("locks.db");
+        let comes = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(session(&client(&path)));
+        std::thread::scope(|threads| {
+            let coming: Vec<_> = (0..8).map(|_| threads.spawn(comes)).collect();
+            for one in coming {
+                one.join().unwrap();
+            }
+        });
+        let file = Connection::open(&path).unwrap();
+        let sessions: i64 = file.query_row("SELECT count(*) FROM dlock_session", [], |row| row.get(0)).unwrap();
+        assert_eq!(sessions, 8);
+    }
+}
