@@ -17,8 +17,8 @@ esac
 cd "$(dirname "$0")/.."
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later" >&2; exit 1; }
 
-# Cargo tells what a wrapper has compiled from what it has compiled without: nothing that is built here is ever taken for the real thing, and what
-# the crates depend on is shared with an ordinary build of the whole workspace.
+# Cargo tells what a wrapper has compiled from what it has compiled without, so that no ordinary build takes in what is built here, and shares with it
+# what the crates depend on. Only the programs of dlock-sim are those of the last build: not to be run beside live faults.
 export RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/rustc-planted.sh
 if [ $# -eq 1 ]; then
     export DLOCK_PLANTED=$1
@@ -27,4 +27,13 @@ suite=planted
 if [ -n "${DLOCK_SIM_REPLAY:-}" ]; then
     suite=replay
 fi
-exec cargo test -q --workspace --all-features --test $suite -- --nocapture
+run() { cargo test -q --workspace --all-features --test $suite -- --nocapture; }
+if [ $suite = replay ] || [ $# -eq 1 ]; then
+    run
+    exit
+fi
+# A build without them would have nothing to run, and pass.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+run | tee "$log"
+grep -q '^proof: planted bugs: ' "$log" || { echo "nothing was planted: the compiler was not told of the bugs" >&2; exit 1; }

@@ -598,3 +598,25 @@ async fn a_ticket_that_is_taken_away_is_found_by_an_audit() {
     process.released(&claim).await;
     process.held(&self::claim("k", 3)).await;
 }
+
+#[tokio::test]
+async fn a_key_that_was_locked_unheard_is_found_although_the_ticket_was_taken_away() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let [holder, next] = [process(&agent.address()).await, process(&proxy.address()).await];
+    holder.held(&claim("k", 1)).await;
+    let waiting = claim("k", 2);
+    let since = next.waiting(&waiting).await;
+    proxy.next(Matching::any().body("\"lock\",\"Key\":\"k\""), dlock_testkit::proxy::Fault::DropResponse);
+    holder.released(&claim("k", 1)).await;
+    let wait = || timeout(Duration::from_secs(5), next.consul.wait(&next.session, &waiting, since));
+    assert_eq!(wait().await.unwrap().unwrap().hint, Hint::MaybeFree);
+    let error = next.consul.confirm(&next.session, &waiting, since).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Ambiguous, "{error}");
+    raw(&agent, "DELETE", "/v1/kv/k/.dlock/?recurse", "").await;
+    // Not called gone, after which nobody would release the key.
+    assert_eq!(wait().await.unwrap().unwrap().hint, Hint::MaybeFree);
+    assert!(matches!(next.consul.confirm(&next.session, &waiting, since).await.unwrap(), Standing::Held { .. }));
+    next.released(&waiting).await;
+    assert_eq!(holder.holders("k").await, 0);
+}

@@ -86,6 +86,8 @@ bugs! {
     NoTombstone: "no-tombstone", "a claim that may still be under way is released as if it were not, and takes effect afterwards";
     /// In the Consul backend in fair mode.
     TicketJumped: "ticket-jumped", "whoever finds the key free takes it, whoever is ahead in line";
+    /// In the Consul backend in fair mode.
+    PredecessorUnheard: "predecessor-unheard", "who stands in line is not told that the one right ahead has left";
     /// In the in-memory store.
     ReleaseByName: "release-by-name", "a release frees the key, whoever holds it by now";
     /// In the in-memory store.

@@ -148,17 +148,17 @@ impl Fair {
     pub(super) async fn stand(&self, ours: &Ours<'_>, seen: Seen) -> Result<Standing, BackendError> {
         let mut seen = seen;
         for _ in 0..4 {
+            if let Some((index, token)) = ours.has(seen.key.as_ref()) {
+                // Whatever became of its ticket: the key is locked by this very claim.
+                self.notes().locking(ours.claim.id);
+                let token = self.shared.notes().token(ours.claim.id).unwrap_or(token);
+                return Ok(self.held(ours, token, index));
+            }
             let Some(place) = seen.place(&ours.ticket) else { return self.gone(ours).await };
             let own = &seen.line[place];
             let index = own.entry.modify_index;
             if own.holds() {
                 let token = self.shared.notes().token(ours.claim.id).or_else(|| own.entry.token()).ok_or_else(without_index)?;
-                return Ok(self.held(ours, token, index));
-            }
-            if let Some((index, token)) = ours.has(seen.key.as_ref()) {
-                // Whatever became of its place: the key is locked by this very claim.
-                self.notes().locking(ours.claim.id);
-                let token = self.shared.notes().token(ours.claim.id).unwrap_or(token);
                 return Ok(self.held(ours, token, index));
             }
             let guard = match way(ours, &seen.line[..place], seen.key.as_ref())? {

@@ -18,18 +18,20 @@ impl Fair {
             return Ok(Woken { cursor, hint: Hint::MaybeFree });
         };
         let since = Cursor(cursor.0.max(note.index));
+        // The key may have been locked unheard, which outlives the ticket: asking finds out.
+        let left = if note.may_lock { Hint::MaybeFree } else { Hint::ClaimGone };
         match note.awaits {
             Awaits::Nothing => Ok(Woken { cursor, hint: Hint::MaybeFree }),
             Awaits::Key => tokio::select! {
                 biased;
                 woken = self.key_changed(&claim.key, cursor) => woken,
-                woken = self.ticket_gone(&own, since, Hint::ClaimGone) => woken,
+                woken = self.ticket_gone(&own, since, left) => woken,
             },
             Awaits::Tickets(awaited) => match awaited.as_slice() {
                 [before] => tokio::select! {
                     biased;
-                    woken = self.ticket_gone(before, since, Hint::MaybeFree) => woken,
-                    woken = self.ticket_gone(&own, since, Hint::ClaimGone) => woken,
+                    woken = self.predecessor_gone(before, since) => woken,
+                    woken = self.ticket_gone(&own, since, left) => woken,
                 },
                 _ => self.one_gone(&claim.key, &awaited, &own, since).await,
             },
@@ -55,6 +57,14 @@ impl Fair {
         };
         // An index that went back says nothing of what came in between: look anew.
         Ok(Woken { cursor: Cursor(if index < cursor.0 { 0 } else { index }), hint })
+    }
+
+    async fn predecessor_gone(&self, before: &Awaited, cursor: Cursor) -> Result<Woken, BackendError> {
+        #[cfg(dlock_planted)]
+        if dlock_core::planted::Bug::PredecessorUnheard.is_on() {
+            return std::future::pending().await;
+        }
+        self.ticket_gone(before, cursor, Hint::MaybeFree).await
     }
 
     /// Returns when the ticket is not its session's any more.

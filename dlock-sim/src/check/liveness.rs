@@ -161,8 +161,8 @@ fn free_for_long(bounds: &Bounds, ledger: &Ledger, n: usize, at: u64, op: Op, as
     }
     // In a line whoever is ahead comes to the key by asking: one that does not hear that it may keeps all others waiting, as long as it waits.
     let (calm_from, disturbed) = if bounds.comes_by_asking {
-        let calm_from = ledger.all_calm_from();
-        (calm_from, calm_from + bounds.deaf >= asked.asked_at)
+        let (calm_from, counted_from) = (ledger.all_calm_from(), ledger.free_since.max(healed).max(asked.asked_at));
+        (calm_from, calm_from > 0 && calm_from + bounds.deaf >= counted_from)
     } else {
         (ledger.calm_from(asked.client), ledger.is_disturbed(asked))
     };

@@ -10,9 +10,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, sleep_until};
 
 use super::cluster::{Arrived, Cluster, Heard};
-use super::sites::site;
+use super::sites::{asks_for_ticket, site};
 use crate::history::Event;
-use crate::plan::{Fault, Site, Slot};
+use crate::plan::{Fault, Slot};
 use crate::wire::scene::{FOR_EVER, Scene};
 
 /// Every client's way to the servers.
@@ -195,7 +195,7 @@ impl Network {
         }
         if let Some(Fault::Repeat(millis)) = trip.fault
             && self.fair
-            && trip.slot.site == Site::Claim
+            && asks_for_ticket(&trip.arrived.request)
         {
             self.cluster.serve(&trip.arrived).await;
             sleep(longer(millis)).await;

@@ -36,6 +36,13 @@ pub(super) fn site(request: &Request, holds: bool) -> Site {
     }
 }
 
+/// Whether a request is for a place in line, in fair mode.
+pub(super) fn asks_for_ticket(request: &Request) -> bool {
+    let sent: Vec<Sent> = serde_json::from_slice(&request.body).unwrap_or_default();
+    let has = |verb: &str| sent.iter().any(|sent| sent.kv.verb == verb);
+    has("lock") && has("get-tree")
+}
+
 fn txn(body: &[u8]) -> Site {
     let sent: Vec<Sent> = serde_json::from_slice(body).unwrap_or_default();
     let has = |verb: &str| sent.iter().any(|sent| sent.kv.verb == verb);

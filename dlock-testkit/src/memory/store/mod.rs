@@ -19,7 +19,8 @@ mod reading;
 /// A store of locks as a value: no clock, no randomness; every operation takes the present moment.
 ///
 /// Never weaker than the real stores it stands for: a session that holds a key in the slot profile is granted it again whatever
-/// claim asks, requests carry guards and may arrive late or twice, sessions lapse only after their ttl.
+/// claim asks, requests carry guards and may arrive late or twice, sessions lapse only after their ttl. The line profile stands for tickets and the
+/// key beside them as one thing: it does not show what comes of it when somebody takes one of the two away.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Store {
     rules: Rules,
