@@ -27,8 +27,8 @@ grep '^proof: ' "$1"
 
 said=$(cases "$1"; grep '^proof: ' "$1")
 for part in \
-    "conformance on memory, queue:" "conformance on memory, line:" "conformance on memory, slot:" "conformance on consul:" "conformance on fair:" "conformance on deleting:" "conformance on etcd:" "conformance on sqlite:" "conformance on own_backend:" \
-    "suite of the locker on memory, queue:" "suite of the locker on memory, line:" "suite of the locker on memory, slot:" "suite of the locker on consul:" "suite of the locker on fair:" "suite of the locker on etcd:" "suite of the locker on sqlite:" \
+    "conformance on memory, queue:" "conformance on memory, line:" "conformance on memory, slot:" "conformance on memory, only_permit:" "conformance on memory, last_permit:" "conformance on consul:" "conformance on fair:" "conformance on deleting:" "conformance on etcd:" "conformance on sqlite:" "conformance on own_backend:" \
+    "suite of the locker on memory, queue:" "suite of the locker on memory, line:" "suite of the locker on memory, slot:" "suite of the locker on memory, only_permit:" "suite of the locker on memory, last_permit:" "suite of the locker on consul:" "suite of the locker on fair:" "suite of the locker on etcd:" "suite of the locker on sqlite:" \
     "Machines:" "Locker:" "Beside:" "Wire:" "WireFair:" "WireEtcd:" "fake etcd:" "turmoil:" "determinism:" "model, Queue:" "model, Line:" "model, Slot:" "planted bugs:" \
     "live on consul:" "live on consul, fair:" "live on etcd:" \
     "fuzz corpus, consul_answers:" "fuzz corpus, consul_config:" "fuzz corpus, durations:" "fuzz corpus, etcd_config:" "fuzz corpus, key:" \

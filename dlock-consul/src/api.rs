@@ -128,7 +128,7 @@ impl Api {
         shown: Shown,
         index: Option<u64>,
     ) -> Result<(Vec<T>, u64), BackendError> {
-        let asked = Asked { what: "waiting for the line", writes: false, needs: Needs::KeyRead(prefix) };
+        let asked = Asked { what: "waiting for the line", writes: false, needs: Needs::LineRead(prefix) };
         let shown = match shown {
             Shown::Names => "keys",
             Shown::Entries => "recurse",
@@ -143,7 +143,7 @@ impl Api {
 
     /// All keys that start with `prefix`.
     pub(crate) async fn list_keys(&self, prefix: &str) -> Result<Vec<Entry>, BackendError> {
-        let asked = Asked { what: "listing keys", writes: false, needs: Needs::KeyRead(prefix) };
+        let asked = Asked { what: "listing keys", writes: false, needs: Needs::LineRead(prefix) };
         let target = format!("/v1/kv/{}?recurse&consistent", encode_path(prefix));
         let answer = self.short(asked, Method::Get, target, Vec::new()).await?;
         if is_absent(&answer) {

@@ -51,7 +51,7 @@ impl Consul {
 
     /// A backend whose requests travel in another way, for tests against a simulated Consul in virtual time.
     ///
-    /// Of the options, those about address, secrets and certificates say nothing here. Deadlines live on the runtime's clock, so that a test
+    /// Of the options, those about address, secrets and certificates say nothing here, and none is refused. Deadlines live on the runtime's clock, so that a test
     /// can pause it: not for production, where they must count the time for which the machine sleeps.
     pub fn with_transport(options: &ConsulOptions, transport: Arc<dyn Transport>) -> Self {
         Self::on(transport, ClockSource::Runtime, options)

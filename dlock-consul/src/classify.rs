@@ -26,6 +26,8 @@ pub(crate) enum Needs<'a> {
     NodeWrite(&'a str),
     KeyWrite(&'a str),
     KeyRead(&'a str),
+    /// Of a key and what stands below it.
+    LineRead(&'a str),
     /// Of many keys at once.
     KeysRead,
     /// Of a key and what stands below it.
@@ -46,6 +48,7 @@ impl Needs<'_> {
             Self::KeyWrite(key) => format!(r#"key "{key}" {{ policy = "write" }}"#),
             Self::KeysRead => r#"key_prefix "<prefix>" { policy = "read" } with the prefix of the locked keys"#.to_owned(),
             Self::LineWrite(key) => format!(r#"key_prefix "{key}" {{ policy = "write" }}"#),
+            Self::LineRead(key) => format!(r#"key_prefix "{key}" {{ policy = "read" }}"#),
             Self::KeyRead(key) => format!(r#"key "{key}" {{ policy = "read" }}"#),
         }
     }

@@ -46,7 +46,7 @@ impl Held {
     /// After an amendment that was not answered it may be refused until the next one is.
     ///
     /// Plain data, for the client of the store that the program has: for Consul, `consul_operations` makes operations of it, for etcd it is
-    /// `Compare::create_revision(key, CompareOp::Equal, revision)`. Sends nothing. To be asked for again after an [amendment](Self::amend).
+    /// `Compare::create_revision(key, CompareOp::Equal, revision)`, for SQLite a row of its table of claims. Sends nothing. To be asked for again after an [amendment](Self::amend).
     pub fn ownership(&self) -> Result<Ownership, OwnershipError> {
         self.check()?;
         let (session, claim, token) = (&self.grant.session, Arc::clone(&self.grant.claim), self.grant.token);

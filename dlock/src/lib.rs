@@ -38,7 +38,7 @@
 //! - **No false belief.** Belief ends before the store can grant the lock to another: it counts from before the last answered
 //!   renewal was sent, less a margin of 1 % of the ttl and at least 50 ms, on a clock that counts suspended time where the system has one.
 //!   [`Held::lost`], [`Held::guarded`] and [`Held::cancellation`] fire then even if the store hangs, and say [why](Loss).
-//! - **A fencing token with every grant**, greater with each grant of the key: [`Held::token`], and [`Fence`] to check it with. It is
+//! - **A fencing token with every exclusive grant**, greater with each grant of the key: [`Held::token`], and [`Fence`] to check it with. It is
 //!   what protects a resource from a holder that was stopped past its deadline, which no lock can prevent.
 //! - **Nothing is left behind.** Every future may be dropped at any await; guards may be dropped anywhere, also outside a runtime and while
 //!   panicking. What was begun is undone in the background by the locker's own task.

@@ -88,7 +88,8 @@ impl Locker {
     /// The readers of a read-write lock, whose writers ask by [`lock`](Self::lock): any number of shared holders at a time, and none beside
     /// an exclusive one. Who waits for the exclusive lock stops those who come to share later, so that no stream of them keeps it out.
     /// Shared holders have no [token](crate::Held::token). A process that asks for the exclusive lock while it shares the key waits for itself.
-    /// Refused where the store does not grant it, see [`Capabilities::shared`](dlock_core::Capabilities::shared): etcd does, and Consul in fair mode.
+    /// Refused where the store does not grant it, see [`Capabilities::shared`](dlock_core::Capabilities::shared): etcd and SQLite do, and
+    /// Consul in fair mode.
     pub fn shared(&self, key: impl AsRef<str>) -> LockRequest {
         LockRequest { wanted: self.want(key.as_ref()).in_mode(Mode::Shared) }
     }
@@ -102,8 +103,8 @@ impl Locker {
     ///
     /// First come, first served. All who ask must name the same number: who names another than the holders did is refused as a
     /// [conflict](dlock_core::ErrorKind::Conflict) that names both. Holders of permits have no [token](crate::Held::token).
-    /// Refused where the store does not grant it, see [`Capabilities::permits`](dlock_core::Capabilities::permits): etcd does, and Consul in fair
-    /// mode.
+    /// Refused where the store does not grant it, see [`Capabilities::permits`](dlock_core::Capabilities::permits): etcd and SQLite do, and
+    /// Consul in fair mode.
     pub fn permits(&self, key: impl AsRef<str>, all: u32) -> LockRequest {
         LockRequest { wanted: self.want(key.as_ref()).with_permits(all) }
     }

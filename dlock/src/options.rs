@@ -167,7 +167,7 @@ pub enum InvalidOptions {
         limit: usize,
     },
     /// The store cannot grant what was asked for.
-    #[error("this store does not grant {mode}; choose one that does, and say so at start by `require`")]
+    #[error("this store does not grant {mode}; choose another store or another mode of it, and say so at start by `require`")]
     NotGranted {
         /// What was asked for.
         mode: Mode,

@@ -152,7 +152,7 @@ impl ConsulOptions {
     ///   Consul's lock delay then guards the lock's key alone. **Who takes no ticket does not see those who share**: their locks stand on
     ///   their tickets, so that such a program can take the lock's key beside them. Share only what all lock in this mode.
     /// - **Sessions delete their keys** when they end, as with [`Behavior::Delete`], or their tickets would stay for ever. A
-    ///   [`behavior`](Self::behavior) of [`Behavior::Release`] is refused beside it.
+    ///   [`behavior`](Self::behavior) of [`Behavior::Release`] is refused beside it by [`Consul::new`](crate::Consul::new).
     /// - **A release is always a fence**, other than with `Behavior::Delete` alone: nothing of a claim takes effect without its ticket.
     /// - **Several keys at once** are not taken, and metadata is limited to 16 KiB, since who enters a line reads all of it.
     ///

@@ -63,7 +63,7 @@ enum Granted {
 impl Fair {
     pub(super) fn asked<'a>(what: &'static str, writes: bool, ours: &Ours<'a>) -> Asked<'a> {
         let key = ours.claim.key.as_str();
-        Asked { what, writes, needs: if writes { Needs::LineWrite(key) } else { Needs::KeyRead(key) } }
+        Asked { what, writes, needs: if writes { Needs::LineWrite(key) } else { Needs::LineRead(key) } }
     }
 
     /// Gets the claim into line, or finds it there.
@@ -287,7 +287,7 @@ impl Fair {
 
     /// The key and its line as the leader has them.
     pub(super) async fn look_as(&self, what: &'static str, key: &dlock_core::Key) -> Result<Seen, BackendError> {
-        let asked = Asked { what, writes: false, needs: Needs::KeyRead(key.as_str()) };
+        let asked = Asked { what, writes: false, needs: Needs::LineRead(key.as_str()) };
         self.see(asked, key, &[]).await?.map_err(|errors| refused(asked, &errors))
     }
 

@@ -38,7 +38,7 @@ impl Memory {
         Self::builder(Profile::Queue).build()
     }
 
-    /// A new store like Consul in fair mode: first come, first served, and key by key.
+    /// A new store like Consul in fair mode: first come, first served, and granted only to who asks once it is first.
     pub fn line() -> Self {
         Self::builder(Profile::Line).build()
     }
