@@ -1,10 +1,9 @@
 //! A store of locks in memory, on which tests are deterministic.
 //!
 //! [`Memory`] is the backend, in three profiles: [`Memory::queue`] behaves like etcd, [`Memory::slot`] like Consul, [`Memory::line`] like Consul
-//! in fair mode. [`Memory::control`] gives the levers
-//! with which a test ends sessions, deletes keys, holds locks elsewhere, and fails, hangs or loses single calls. A client may use the store
-//! [over](Memory::over) a [`Network`], which decides for each of its calls when it arrives, how often, and whether it is answered; an [`Observer`]
-//! looks on. All of it stands on [`Store`], a pure value that a model checker can walk.
+//! in fair mode. [`Memory::control`] gives the levers with which a test ends sessions, deletes keys, holds locks elsewhere, and fails, hangs or
+//! loses single calls. A client may use the store [over](Memory::over) a [`Network`], which decides for each of its calls when it arrives, how
+//! often, and whether it is answered; an [`Observer`] looks on. All of it stands on [`Store`], a pure value that a model checker can walk.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
