@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::classify::{Asked, Needs, denied, status, transport, unreadable};
 use crate::config::{ConsulOptions, Scope};
 use crate::transport::{Answer, Lane, Method, Request, Transport};
-use crate::wire::{CreateSession, CreatedSession, Entry, Op, RegisterNode, SessionEntry, TxnError, TxnReply, TxnResult};
+use crate::wire::{Agent, CreateSession, CreatedSession, Entry, Op, RegisterNode, SessionEntry, TxnError, TxnReply, TxnResult};
 
 /// The endpoints that are used.
 #[derive(Debug)]
@@ -47,6 +47,20 @@ impl Api {
     /// Which part of Consul is spoken to.
     pub(crate) fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// Where the server listens that leads; empty when none does.
+    pub(crate) async fn leader(&self) -> Result<String, BackendError> {
+        let asked = Asked { what: "asking who leads", writes: false, needs: Needs::Nothing };
+        read(asked, &checked(asked, self.short(asked, Method::Get, "/v1/status/leader".to_owned(), Vec::new()).await?)?)
+    }
+
+    /// The version of the agent.
+    pub(crate) async fn agent_version(&self) -> Result<String, BackendError> {
+        let asked = Asked { what: "asking for the agent's version", writes: false, needs: Needs::AgentRead };
+        let answer = self.short(asked, Method::Get, "/v1/agent/self".to_owned(), Vec::new()).await?;
+        let agent: Agent = read(asked, &checked(asked, answer)?)?;
+        Ok(agent.config.version)
     }
 
     /// `None` when Consul does not know the node that the session is to belong to.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Cause, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder,
-    Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
+    BackendError, Capabilities, Cause, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding, Granted, Hint,
+    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
     SessionId, SessionRequest, Standing, Together, Woken,
 };
 
@@ -21,6 +21,7 @@ use crate::fair::{self, Fair};
 use crate::guarded::{Attempted, Look, Shared, conflict};
 use crate::http::Http;
 use crate::notes::{ClaimState, Known};
+use crate::probe;
 use crate::session;
 use crate::several;
 use crate::transport::Transport;
@@ -373,6 +374,10 @@ impl LockBackend for Consul {
             _ => granted.token.get(),
         };
         Ok(Ownership::new(self.stands_on(session, granted), session.clone(), index))
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        probe::probe(&self.shared).await
     }
 }
 

@@ -1,8 +1,13 @@
 //! What a status and a body of Consul's mean for the caller.
 
+use std::error::Error as _;
+use std::time::Duration;
+
+use dlock_core::{BackendError, ErrorKind};
+use thiserror::Error;
+
 use crate::transport::{TransportError, TransportErrorKind};
 use crate::wire::parse_go_duration;
-use dlock_core::{BackendError, ErrorKind};
 
 /// What was asked for, and what it needs.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +23,7 @@ pub(crate) struct Asked<'a> {
 /// The ACL rule without which a request is refused.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Needs<'a> {
+    Nothing,
     SessionWrite {
         /// The node of the session, unless it is the agent's.
         node: Option<&'a str>,
@@ -32,11 +38,15 @@ pub(crate) enum Needs<'a> {
     KeysRead,
     /// Of a key and what stands below it.
     LineWrite(&'a str),
+    /// Of whatever keys are to be locked.
+    KeysWrite,
+    AgentRead,
 }
 
 impl Needs<'_> {
-    fn rule(self) -> String {
+    pub(crate) fn rule(self) -> String {
         match self {
+            Self::Nothing => "to be let in at all".to_owned(),
             Self::SessionWrite { node: Some(node) } => format!(r#"session "{node}" {{ policy = "write" }}"#),
             Self::NodeWrite(node) => {
                 format!(r#"node "{node}" {{ policy = "write" }}, or somebody who has it must register the node {node:?} before"#)
@@ -47,6 +57,8 @@ impl Needs<'_> {
             Self::SessionRead => r#"session_prefix "" { policy = "read" }"#.to_owned(),
             Self::KeyWrite(key) => format!(r#"key "{key}" {{ policy = "write" }}"#),
             Self::KeysRead => r#"key_prefix "<prefix>" { policy = "read" } with the prefix of the locked keys"#.to_owned(),
+            Self::KeysWrite => r#"key_prefix "<prefix>" { policy = "write" } with the prefix of the locked keys"#.to_owned(),
+            Self::AgentRead => r#"agent_prefix "" { policy = "read" } for that, which no lock needs"#.to_owned(),
             Self::LineWrite(key) => format!(r#"key_prefix "{key}" {{ policy = "write" }}"#),
             Self::LineRead(key) => format!(r#"key_prefix "{key}" {{ policy = "read" }}"#),
             Self::KeyRead(key) => format!(r#"key "{key}" {{ policy = "read" }}"#),
@@ -127,7 +139,7 @@ fn definitive(asked: Asked<'_>, body: &str) -> BackendError {
     }
     if let Some((min, max)) = ttl_range(body) {
         let message = format!("{}: this Consul accepts a ttl from {min:?} to {max:?} (session_ttl_min)", asked.what);
-        return BackendError::new(ErrorKind::Invalid, message);
+        return BackendError::new(ErrorKind::Invalid, message).caused_by(RefusedTtl { min, max });
     }
     if let Some(check) = between(body, "Check '", "' is in critical state") {
         let message = format!("{}: the check {check:?} is critical, and Consul opens no session until it is not", asked.what);
@@ -147,8 +159,23 @@ fn between(body: &str, before: &str, after: &str) -> Option<String> {
     Some(excerpt(rest.split_once(after)?.0))
 }
 
+/// The servers accept other lifetimes of sessions.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("the ttl is not from {min:?} to {max:?}")]
+pub(crate) struct RefusedTtl {
+    pub(crate) min: Duration,
+    pub(crate) max: Duration,
+}
+
+impl RefusedTtl {
+    /// What the servers accept, if that is why a session was refused.
+    pub(crate) fn of(error: &BackendError) -> Option<&Self> {
+        error.source()?.downcast_ref()
+    }
+}
+
 /// The bounds in `Invalid Session TTL '9000000000', must be between [10s=24h0m0s]`.
-fn ttl_range(body: &str) -> Option<(std::time::Duration, std::time::Duration)> {
+fn ttl_range(body: &str) -> Option<(Duration, Duration)> {
     let (_, range) = body.split_once("must be between [")?;
     let (min, max) = range.split_once(']')?.0.split_once('=')?;
     Some((parse_go_duration(min)?, parse_go_duration(max)?))

@@ -11,6 +11,7 @@ mod fair;
 mod guarded;
 mod http;
 mod notes;
+mod probe;
 mod session;
 mod several;
 mod tls;

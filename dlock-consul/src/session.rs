@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dlock_core::{BackendError, ErrorKind, Session, SessionRequest};
+use dlock_core::{BackendError, ErrorKind, Session, SessionId, SessionRequest};
 
 use crate::api::Api;
 use crate::config::{ConsulOptions, Node, Scope, SessionOptions};
@@ -18,6 +18,20 @@ pub(crate) async fn open(api: &Api, options: &SessionOptions, request: &SessionR
     }
     let id = id.ok_or_else(|| no_node(&options.node, api.scope()))?;
     Ok(Session { id, ttl: request.ttl })
+}
+
+/// Opens a session as the options say, but registers no node for it; `None` where one is to be registered first.
+pub(crate) async fn open_as_is(
+    api: &Api,
+    options: &SessionOptions,
+    request: &SessionRequest,
+) -> Result<Option<SessionId>, BackendError> {
+    let id = api.create_session(&create(options, api.scope(), request)?).await?;
+    match (id, &options.node) {
+        (Some(id), _) => Ok(Some(id)),
+        (None, Node::External(_)) => Ok(None),
+        (None, node) => Err(no_node(node, api.scope())),
+    }
 }
 
 /// Where an external node is said to be. Consul wants an address, and nobody looks for the node there.
@@ -76,8 +90,6 @@ fn no_node(node: &Node, scope: &Scope) -> BackendError {
 
 #[cfg(test)]
 mod tests {
-    use dlock_core::SessionId;
-
     use super::*;
 
     fn asked(options: &ConsulOptions, ttl: Duration) -> Result<String, BackendError> {

@@ -52,6 +52,19 @@ pub(crate) struct CreatedSession {
     pub(crate) id: String,
 }
 
+/// An agent, of which only this is looked at.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Agent {
+    pub(crate) config: AgentConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct AgentConfig {
+    pub(crate) version: String,
+}
+
 #[derive(Debug, Deserialize)]
 pub(crate) struct SessionEntry {
     #[serde(rename = "TTL", default)]

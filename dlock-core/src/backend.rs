@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    BackendError, Capabilities, Claim, ClaimId, FencingToken, Granted, Holder, Inspection, Key, Metadata, Ownership, Place,
-    Session, SessionId, SessionRequest,
+    BackendError, Capabilities, Claim, ClaimId, FencingToken, Finding, Granted, Holder, Inspection, Key, Metadata, Ownership,
+    Place, Session, SessionId, SessionRequest,
 };
 
 /// A store of locks, as the machines see it.
@@ -118,6 +118,14 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     ///
     /// Sends nothing: what is known of the grant is enough. An [`amend`](Self::amend) may make another condition of it, which is refused then.
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError>;
+
+    /// Looks at the store for people and tools: is it reachable and how fast, who leads, which version it is, which ttl it accepts, may we do what
+    /// a lock needs, are the clocks sound, is there room. Each finding is fine, or says what to do.
+    ///
+    /// Never fails, and tells first whether the store is reachable: of one that is not, nothing else is told. May ask the store a few things one after the
+    /// other; the caller bounds it in time. Leaves nothing behind, dropped or not: a session that it opens is owned by [`PROBE_NAME`](crate::PROBE_NAME),
+    /// has the shortest ttl, and is closed or left to lapse.
+    async fn probe(&self) -> Vec<Finding>;
 }
 
 /// A position in what happened to a key or a session; only its own backend can read it.

@@ -15,6 +15,7 @@ mod ownership;
 #[cfg(dlock_planted)]
 #[doc(hidden)]
 pub mod planted;
+mod probe;
 mod retry;
 mod room;
 mod session;
@@ -32,6 +33,7 @@ pub use key::{InvalidKey, Key};
 pub use lease::{Health, Lease, LeaseAction, LeaseEnd, LeaseEvent, LeaseStep, Loss};
 pub use metadata::{Metadata, ReservedName};
 pub use ownership::Ownership;
+pub use probe::{Check, Finding, Fitness, PROBE_NAME};
 pub use retry::{InvalidRetryPolicy, RetryPolicy};
 pub use room::Room;
 pub use session::{Session, SessionId, SessionRequest};

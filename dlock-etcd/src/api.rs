@@ -7,7 +7,7 @@ use std::time::Duration;
 use dlock_core::{BackendError, ErrorKind};
 use etcd_client::{
     Error, GetOptions, GetResponse, LeaseGrantOptions, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseRevokeResponse,
-    LeaseTimeToLiveResponse, ResponseHeader, SortOrder, SortTarget, Txn, TxnOpResponse, TxnResponse,
+    LeaseTimeToLiveResponse, ResponseHeader, SortOrder, SortTarget, StatusResponse, Txn, TxnOpResponse, TxnResponse,
 };
 use tokio::time::timeout;
 
@@ -86,7 +86,7 @@ macro_rules! headed {
     })+ };
 }
 
-headed!(GetResponse, TxnResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse);
+headed!(GetResponse, StatusResponse, TxnResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse);
 
 /// So many keys are read at once.
 pub(crate) const PAGE: i64 = 512;
@@ -155,20 +155,28 @@ impl Api {
         Ok(self.call(asked, ask).await?.map(|answer| Page { revision: revision(answer.header()), found: entries(&answer) }))
     }
 
-    /// Grants a lease of this id; for how long.
-    pub(crate) async fn grant(&self, lease: Lease, ttl: Duration) -> Result<Duration, BackendError> {
+    /// What a member says of itself.
+    pub(crate) async fn status(&self) -> Result<StatusResponse, BackendError> {
+        let asked = Asked { what: "asking a member how it is", writes: false, keys: None };
+        let ask = |connected: Arc<Connected>| async move { connected.maintenance().status().await };
+        self.call(asked, ask).await?.map_err(|refusal| unexpected(asked, refusal))
+    }
+
+    /// Grants a lease of this id, or of one that etcd chooses; which, and for how long.
+    pub(crate) async fn grant(&self, lease: Option<Lease>, ttl: Duration) -> Result<(Lease, Duration), BackendError> {
         let asked = Asked { what: "opening a session", writes: true, keys: None };
         // Leases live for whole seconds: less than was asked for would be lost too soon.
         let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
         let ask = |connected: Arc<Connected>| async move {
-            let options = LeaseGrantOptions::new().with_id(lease.0);
-            connected.lease().grant(seconds, Some(options)).await
+            let options = lease.map(|lease| LeaseGrantOptions::new().with_id(lease.0));
+            connected.lease().grant(seconds, options).await
         };
         let granted = self.call(asked, ask).await?.map_err(|refusal| unexpected(asked, refusal))?;
-        if granted.ttl() <= 0 || granted.id() != lease.0 {
+        let id = Lease(granted.id());
+        if granted.ttl() <= 0 || lease.is_some_and(|lease| lease != id) {
             return Err(BackendError::new(ErrorKind::Invalid, "opening a session: etcd granted another lease than was asked for"));
         }
-        Ok(Duration::from_secs(granted.ttl().unsigned_abs()))
+        Ok((id, Duration::from_secs(granted.ttl().unsigned_abs())))
     }
 
     /// Renews a lease on a stream of its own; `None` when it is not known. With `asks_ttl` its whole ttl is asked for too.

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
-    SessionId, SessionRequest, Standing, Together, Woken,
+    BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding,
+    Granted, Hint, Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release,
+    Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
@@ -24,6 +24,7 @@ use crate::dialer::Dialer;
 use crate::endpoints::Endpoints;
 use crate::line::{Ours, Shared, cursor};
 use crate::notes::Notes;
+use crate::probe;
 use crate::several;
 use crate::watch::{Change, Watched};
 use crate::wire::{Entry, Layout, Lease, is_in, json};
@@ -128,7 +129,7 @@ impl LockBackend for Etcd {
         let Some(lease) = Lease::drawn(&request.id) else {
             return Err(BackendError::new(ErrorKind::Invalid, "opening a session: its id is no number that makes a lease"));
         };
-        let ttl = shared.api.grant(lease, request.ttl).await?;
+        let (lease, ttl) = shared.api.grant(Some(lease), request.ttl).await?;
         shared.notes().opened(lease, ttl);
         Ok(Session { id: lease.session(), ttl })
     }
@@ -358,6 +359,10 @@ impl LockBackend for Etcd {
         let lease = Lease::of(session).unwrap_or(Lease(0));
         let entry = self.shared.layout.entry(lease, &granted.claim);
         Ok(Ownership::new(String::from_utf8_lossy(&entry), session.clone(), granted.token.get()))
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        probe::probe(&self.shared).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Channel, Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
+use etcd_client::{Channel, Client, ConnectOptions, KvClient, LeaseClient, MaintenanceClient, WatchClient};
 use hyper_util::rt::TokioIo;
 use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, timeout};
@@ -205,6 +205,10 @@ impl Connected {
 
     pub(crate) fn lease(&self) -> LeaseClient {
         self.client.lease_client()
+    }
+
+    pub(crate) fn maintenance(&self) -> MaintenanceClient {
+        self.client.maintenance_client()
     }
 
     pub(crate) fn watch(&self) -> WatchClient {

@@ -15,6 +15,7 @@ mod dialer;
 mod endpoints;
 mod line;
 mod notes;
+mod probe;
 mod several;
 mod watch;
 mod wire;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Holder,
-    Inspection, Interference, Key, LockBackend, Metadata, Order, Ownership, Place, Release, Renewal, Session, SessionId,
+    BackendError, Capabilities, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding, Granted,
+    Holder, Inspection, Interference, Key, LockBackend, Metadata, Order, Ownership, Place, Release, Renewal, Session, SessionId,
     SessionRequest, Standing, Together, Woken,
 };
 
@@ -19,6 +19,7 @@ use crate::file::File;
 use crate::host::Host;
 use crate::line::{Change, json};
 use crate::notes::Notes;
+use crate::probe;
 use crate::watcher::Watcher;
 use crate::wire::{Direct, Sent, Wire};
 use crate::worker::{self, Worker};
@@ -275,6 +276,10 @@ impl LockBackend for Sqlite {
     /// The key, the session and the token, as they stand in the row that is the grant.
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
         Ok(Ownership::new(granted.claim.key.as_str(), session.clone(), granted.token.get()))
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        probe::probe(&self.shared.worker, self.shared.capabilities.ttl).await
     }
 }
 

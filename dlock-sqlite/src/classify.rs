@@ -1,5 +1,7 @@
 //! What an error of SQLite's means for the caller.
 
+use std::error::Error as _;
+
 use dlock_core::{BackendError, ErrorKind};
 use rusqlite::ErrorCode;
 
@@ -46,6 +48,12 @@ impl From<Failed> for BackendError {
 pub(crate) fn classify(error: rusqlite::Error, step: AtStep) -> BackendError {
     let (kind, message) = meaning(error.sqlite_error_code(), step);
     BackendError::new(kind, message).caused_by(error)
+}
+
+/// Whether there was no room on the disk.
+pub(crate) fn is_full(error: &BackendError) -> bool {
+    let refusal = error.source().and_then(|source| source.downcast_ref::<rusqlite::Error>());
+    refusal.and_then(rusqlite::Error::sqlite_error_code) == Some(ErrorCode::DiskFull)
 }
 
 pub(crate) fn meaning(code: Option<ErrorCode>, step: AtStep) -> (ErrorKind, &'static str) {

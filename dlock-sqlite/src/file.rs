@@ -121,6 +121,16 @@ impl File {
         Ok(outcome)
     }
 
+    /// The host whose clock and boot it goes by.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// When the next session lapses if nobody renews it, in nanoseconds since boot.
     pub(crate) fn next_lapse(&self) -> Result<Option<i64>, BackendError> {
         let next = self.connection.prepare_cached("SELECT min(lapses) FROM dlock_session");

@@ -42,6 +42,7 @@ mod line;
 mod look;
 mod notes;
 mod place;
+mod probe;
 mod schema;
 mod session;
 mod watcher;

@@ -32,6 +32,11 @@ impl Change<'_> {
         self.db.prepare_cached(renew)?.query_row(params![session.as_str(), self.now], |row| row.get(0)).optional()
     }
 
+    /// Writes to the file what stands in it.
+    pub(crate) fn write_nothing_new(&self) -> rusqlite::Result<()> {
+        self.db.prepare_cached("UPDATE dlock_store SET forgotten = forgotten")?.execute([]).map(|_| ())
+    }
+
     /// Ends a session with all it has.
     pub(crate) fn close(&self, session: &SessionId) -> rusqlite::Result<()> {
         self.db.prepare_cached("DELETE FROM dlock_session WHERE id = ?1")?.execute([session.as_str()])?;

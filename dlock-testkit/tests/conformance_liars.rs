@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Claim, Cursor, ErrorKind, FencingToken, Granted, Hint, Holder, Inspection, Interference, Key,
-    LockBackend, Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
+    BackendError, Capabilities, Check, Claim, Cursor, ErrorKind, FencingToken, Finding, Granted, Hint, Holder, Inspection,
+    Interference, Key, LockBackend, Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing,
+    Together, Woken,
 };
 use dlock_testkit::conformance::{CASES, Harness, Hook, Hooked, InMemory, Ledger, NotShown, Outcome, Sent, UnderWay};
 use dlock_testkit::memory::Memory;
@@ -44,6 +45,8 @@ enum Lie {
     AuditsNothing,
     /// It takes a lost reply for a failure that was surely not applied.
     TakesSilenceForNo,
+    /// It finds itself fit while nothing is answered.
+    SaysThatAllIsWell,
 }
 
 #[derive(Debug)]
@@ -187,6 +190,11 @@ impl LockBackend for Liar {
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
         self.inner.ownership(session, granted)
     }
+
+    async fn probe(&self) -> Vec<Finding> {
+        let found = self.inner.probe().await;
+        if self.is(Lie::SaysThatAllIsWell) { vec![Finding::fine(Check::Reachable, "as ever")] } else { found }
+    }
 }
 
 /// The harness of the store in memory, with liars for clients.
@@ -225,6 +233,10 @@ impl Harness for Lying {
         self.sound.delete(key).await
     }
 
+    async fn fail(&self) -> Hooked {
+        self.sound.fail().await
+    }
+
     fn lose_reply(&self, of: Sent) -> Hooked {
         self.sound.lose_reply(of)
     }
@@ -259,6 +271,7 @@ async fn every_lie_is_told_by_its_case() {
         (Lie::CutsMetadata, "metadata::metadata_of_exactly_the_limit_is_taken"),
         (Lie::AuditsNothing, "interference::an_audit_tells_a_deleted_key"),
         (Lie::TakesSilenceForNo, "claim::a_claim_whose_reply_was_lost_is_found_out"),
+        (Lie::SaysThatAllIsWell, "probe::a_store_out_of_reach_is_found_so"),
     ];
     for (lie, case) in lies {
         let outcome = told(lie, case).await;

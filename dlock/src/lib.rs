@@ -107,8 +107,9 @@ pub use connect::{ConnectError, backend, builder, connect};
 #[cfg(feature = "consul")]
 pub use dlock_consul::{Behavior as ConsulBehavior, ConfigError as ConsulConfigError, Consul, ConsulOptions, consul_operations};
 pub use dlock_core::{
-    BackendError, Capabilities, ClaimId, ErrorKind, FencingToken, Holder, Inspection, InvalidKey, InvalidRetryPolicy, Key, Limits,
-    LockBackend, Loss, Metadata, Mode, Ownership, Published, ReservedName, RetryPolicy, SessionId, TtlRange,
+    BackendError, Capabilities, Check, ClaimId, ErrorKind, FencingToken, Finding, Fitness, Holder, Inspection, InvalidKey,
+    InvalidRetryPolicy, Key, Limits, LockBackend, Loss, Metadata, Mode, Ownership, Published, ReservedName, RetryPolicy, SessionId,
+    TtlRange,
 };
 #[cfg(feature = "_etcd")]
 pub use dlock_etcd::{ConfigError as EtcdConfigError, Etcd, EtcdOptions};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::{Inspection, Key, LockBackend, Mode};
+use dlock_core::{Check, Finding, Inspection, Key, LockBackend, Mode};
 use futures_util::future::BoxFuture;
 
 use crate::connect::{CONNECT_LIMIT, ConnectError};
@@ -156,6 +156,33 @@ impl Locker {
             biased;
             inspection = engine.backend.inspect(&key) => inspection.map_err(|error| InspectError::Store(StoreError::new(error))),
             () = clock.sleep_until(limit) => Err(InspectError::TimedOut { key, limit: options::TRY_LIMIT }),
+        }
+    }
+
+    /// Looks whether the store is fit for locks, for people and tools: is it reachable and how fast, who leads, which version it is, which ttl it
+    /// accepts, may we do what a lock needs, are the clocks sound, is there room. Each finding is fine, or says what to do.
+    ///
+    /// Leaves nothing at the store, and has nothing to do with the session of this locker. Takes at most five seconds; a store that has not told all by then
+    /// is found unreachable. Free to drop.
+    ///
+    /// ```
+    /// # async fn example(locker: &dlock::Locker) {
+    /// for finding in locker.probe().await {
+    ///     println!("{finding}"); // such as: permissions broken: opening a session: permission denied; the token needs ...
+    /// }
+    /// # }
+    /// ```
+    pub async fn probe(&self) -> Vec<Finding> {
+        let engine = self.engine();
+        let clock = engine.clock;
+        let limit = clock.now().plus(options::TRY_LIMIT);
+        tokio::select! {
+            biased;
+            found = engine.backend.probe() => found,
+            () = clock.sleep_until(limit) => {
+                let detail = format!("no answer within {:?}", options::TRY_LIMIT);
+                vec![Finding::broken(Check::Reachable, detail, "see that the store runs, is not overloaded, and can be reached from here")]
+            }
         }
     }
 

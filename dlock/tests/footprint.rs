@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dlock::{BackendError, Capabilities, FencingToken, Inspection, Key, LockBackend, Locker, Metadata};
 use dlock_core::{
-    Claim, ClockSource, Cursor, Granted, Holder, Interference, Ownership, Place, Release, Renewal, Session, SessionId,
-    SessionRequest, Standing, Together, TtlRange, Woken,
+    Check, Claim, ClockSource, Cursor, Finding, Granted, Holder, Interference, Ownership, Place, Release, Renewal, Session,
+    SessionId, SessionRequest, Standing, Together, TtlRange, Woken,
 };
 
 #[global_allocator]
@@ -85,6 +85,10 @@ impl LockBackend for Generous {
 
     fn ownership(&self, _: &SessionId, _: &Granted) -> Result<Ownership, BackendError> {
         Err(BackendError::unsupported("ownership"))
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        vec![Finding::fine(Check::Reachable, "it is in this process")]
     }
 }
 

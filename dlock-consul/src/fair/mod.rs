@@ -48,6 +48,11 @@ impl Fair {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How the names of all tickets for a key begin.
+    pub(crate) fn line(key: &Key) -> String {
+        tickets::line(key)
+    }
+
     /// What the lock of a claim stands on: the key, or the ticket.
     pub(crate) fn stands_on(session: &SessionId, claim: &Claim) -> String {
         match claim.mode {

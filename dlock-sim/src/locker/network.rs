@@ -145,7 +145,7 @@ fn site(call: Call) -> Site {
         Call::Confirm => Site::Confirm,
         Call::Release => Site::Release,
         Call::Disturbed => Site::Disturbed,
-        Call::Inspect | Call::Amend | Call::List | Call::Changed | Call::Evict => {
+        Call::Inspect | Call::Amend | Call::List | Call::Changed | Call::Evict | Call::Probe => {
             unreachable!("calls for people and tools are none of a locker's")
         }
     }

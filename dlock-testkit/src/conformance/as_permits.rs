@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Claim, Cursor, FencingToken, Granted, Hint, Holder, Inspection, Interference, Key, LockBackend,
-    Metadata, Mode, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
+    BackendError, Capabilities, Claim, Cursor, FencingToken, Finding, Granted, Hint, Holder, Inspection, Interference, Key,
+    LockBackend, Metadata, Mode, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use tokio::sync::Mutex;
 
@@ -299,6 +299,10 @@ impl LockBackend for LastPermit {
 
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
         self.inner.ownership(session, &self.granted(granted))
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        self.inner.probe().await
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Claim, Cursor, ErrorKind, FencingToken, Granted, Holder, Inspection, Interference, Key,
+    BackendError, Capabilities, Claim, Cursor, ErrorKind, FencingToken, Finding, Granted, Holder, Inspection, Interference, Key,
     LockBackend, Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use tokio::sync::watch;
@@ -143,6 +143,11 @@ impl LockBackend for Line {
 
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
         self.inner.ownership(session, granted)
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        let found = self.carry(async { Ok(self.inner.probe().await) }).await;
+        found.unwrap_or_else(|error| Finding::unanswered(&error, "heal the line"))
     }
 }
 

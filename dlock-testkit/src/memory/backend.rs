@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Published, Release,
-    Renewal, Session, SessionId, SessionRequest, Standing, Together, TtlRange, Woken,
+    BackendError, Capabilities, Cause, Check, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding,
+    Granted, Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Published,
+    Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, TtlRange, Woken,
 };
 
 use super::control::{Call, Control};
@@ -385,6 +385,22 @@ impl LockBackend for Memory {
 
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
         Ok(Ownership::new(granted.claim.key.as_str(), session.clone(), granted.token.get()))
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        let asked = tokio::time::Instant::now();
+        let sessions = match self.read(Call::Probe, None, |store| store.sessions().len()).await {
+            Ok(sessions) => sessions,
+            Err(error) => return Finding::unanswered(&error, "end what a test put in the way"),
+        };
+        let TtlRange { min, max } = self.capabilities().ttl;
+        vec![
+            Finding::fine(
+                Check::Reachable,
+                format!("the store in memory answered in {:.1?}, with {sessions} sessions", asked.elapsed()),
+            ),
+            Finding::fine(Check::Ttl, format!("from {min:?} to {max:?}")),
+        ]
     }
 }
 

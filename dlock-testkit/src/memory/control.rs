@@ -45,6 +45,7 @@ pub enum Call {
     List,
     Changed,
     Evict,
+    Probe,
 }
 
 /// What stands in the way of a call.

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Claim, Cursor, FencingToken, Granted, Holder, Inspection, Interference, Key, LockBackend, Metadata,
-    Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
+    BackendError, Capabilities, Claim, Cursor, FencingToken, Finding, Granted, Holder, Inspection, Interference, Key, LockBackend,
+    Metadata, Ownership, Place, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use dlock_testkit::memory::Memory;
 
@@ -91,5 +91,9 @@ impl LockBackend for Plain {
 
     fn ownership(&self, _: &SessionId, _: &Granted) -> Result<Ownership, BackendError> {
         Err(BackendError::unsupported("ownership"))
+    }
+
+    async fn probe(&self) -> Vec<Finding> {
+        self.memory.probe().await
     }
 }

@@ -7,13 +7,13 @@ pub mod server;
 pub mod store;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use dlock_core::{
-    BackendError, Capabilities, Cause, Claim, ClaimId, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Granted, Hint,
-    Holder, Inspection, Interference, Key, LockBackend, Metadata, Ownership, Place, Published, Release, Renewal, Session,
-    SessionId, SessionRequest, Standing, Together, TtlRange, Woken,
+    BackendError, Capabilities, Cause, Check, Claim, ClaimId, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding,
+    Granted, Hint, Holder, Inspection, Interference, Key, LockBackend, Metadata, Ownership, PROBE_NAME, Place, Published, Release,
+    Renewal, Session, SessionId, SessionRequest, Standing, Together, TtlRange, Woken,
 };
 
 use crate::server::send;
@@ -175,6 +175,15 @@ impl LockBackend for Backend {
                 Ok(locks.into_iter().filter_map(|(key, lock)| Some((Key::new(key).ok()?, holder(lock)))).collect())
             }
             told => Err(unexpected(&told)),
+        }
+    }
+
+    /// For people: what a store has to tell of itself, and what to do where it is not fit. This one knows no leader, no permissions and no limits.
+    async fn probe(&self) -> Vec<Finding> {
+        let asked = Instant::now();
+        match self.ask(Ask::Look { key: PROBE_NAME.to_owned() }).await {
+            Ok(_) => vec![Finding::fine(Check::Reachable, format!("the lock server answered in {:.1?}", asked.elapsed()))],
+            Err(error) => Finding::unanswered(&error, "start the lock server, or name its address"),
         }
     }
 
