@@ -1,6 +1,7 @@
 //! What a gRPC status of etcd's means for the caller.
 
 use std::error::Error as _;
+use std::fmt;
 
 use dlock_core::{BackendError, ErrorKind};
 use etcd_client::Error;
@@ -99,8 +100,17 @@ fn of_status(asked: Asked<'_>, status: Status) -> Failure {
 
 /// Whether etcd answered that its database is full: perhaps applied, but surely not under way any more.
 pub(crate) fn is_full(error: &BackendError) -> bool {
-    let status = error.source().and_then(|source| source.downcast_ref::<Status>());
-    status.is_some_and(|status| status.code() == Code::ResourceExhausted && status.message().contains("database space exceeded"))
+    answered(error)
+        .is_some_and(|status| status.code() == Code::ResourceExhausted && status.message().contains("database space exceeded"))
+}
+
+/// Whether etcd knows the user, and refused what it asked for.
+pub(crate) fn lacks_permission(error: &BackendError) -> bool {
+    answered(error).is_some_and(|status| status.code() == Code::PermissionDenied)
+}
+
+fn answered(error: &BackendError) -> Option<&Status> {
+    error.source()?.downcast_ref()
 }
 
 /// The connection could not be made anew: nothing was sent.
@@ -136,9 +146,23 @@ pub(crate) fn not_connected(asked: Asked<'_>, error: NotConnected) -> Failure {
 }
 
 /// An error of etcd-client's with its cause, of which it tells nothing itself.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
+#[derive(Debug)]
 struct Deep(Error);
+
+impl fmt::Display for Deep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Deep {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.0 {
+            Error::TransportError(error) => error.source(),
+            _ => None,
+        }
+    }
+}
 
 /// The call took longer than its limit.
 pub(crate) fn silent(asked: Asked<'_>) -> BackendError {

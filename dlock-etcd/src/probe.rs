@@ -1,11 +1,11 @@
 //! What is looked at for people and tools: a member, a lease that is granted and revoked, and a key that is not written.
 
-use dlock_core::{BackendError, Check, ErrorKind, Finding, PROBE_NAME, TtlRange};
+use dlock_core::{BackendError, Check, Finding, PROBE_NAME, TtlRange};
 use etcd_client::{Compare, CompareOp, StatusResponse, Txn, TxnOp};
 use tokio::time::Instant;
 
 use crate::api::unexpected;
-use crate::classify::{Asked, is_full};
+use crate::classify::{Asked, is_full, lacks_permission};
 use crate::line::Shared;
 
 const UNREACHABLE: &str =
@@ -131,7 +131,7 @@ async fn key(shared: &Shared) -> Option<Finding> {
 }
 
 fn denied(error: &BackendError, namespace: &str) -> Finding {
-    if error.kind() != ErrorKind::Denied || !namespace.is_empty() {
+    if !lacks_permission(error) || !namespace.is_empty() {
         return Finding::from_error(Check::Permissions, error, UNREACHABLE);
     }
     // The user may have been made for other keys than this one.
