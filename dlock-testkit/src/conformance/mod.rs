@@ -300,6 +300,11 @@ macro_rules! conformance_cases {
                 a_write_is_taken_from_the_present_holder_only,
                 a_write_is_taken_after_an_amendment,
             }
+            probe {
+                a_sound_store_has_nothing_broken,
+                a_store_out_of_reach_is_found_so,
+                a_probe_leaves_nothing_behind,
+            }
             faults {
                 a_claim_into_a_cut_line_is_not_answered_and_undone_later,
                 a_claim_at_a_frozen_store_is_not_answered_and_undone_later,

@@ -8,6 +8,7 @@ mod look;
 mod metadata;
 mod modes;
 mod optional;
+mod probe;
 mod queue;
 mod release;
 mod session;
@@ -35,6 +36,7 @@ mod tests {
             include_str!("metadata.rs"),
             include_str!("modes.rs"),
             include_str!("optional.rs"),
+            include_str!("probe.rs"),
             include_str!("queue.rs"),
             include_str!("release.rs"),
             include_str!("session.rs"),
