@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dlock_core::{ClaimId, Mode};
+use dlock_core::{Check, ClaimId, Mode};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -206,4 +206,45 @@ async fn changes_of_long_ago_are_forgotten_and_whoever_follows_a_key_hears_of_it
     assert!(client.changed(&followed, Some(since)).await.unwrap() > since, "it may have changed");
     assert_eq!(held(&client, &session, &kept).await, token);
     assert!(held(&client, &session, &claim(2_000, "k")).await > token);
+}
+
+#[tokio::test]
+async fn a_probe_tells_of_the_file_and_its_host_and_changes_nothing() {
+    let stage = Stage::new();
+    let client = stage.client("boot 1");
+    let (holder, lock) = (session(&client, 1).await, claim(1, "k"));
+    held(&client, &holder, &lock).await;
+    let revision = client.changed(&lock.key, None).await.unwrap();
+    let found = client.probe().await;
+    let checks: Vec<_> = found.iter().map(|found| found.check).collect();
+    let all = [Check::Reachable, Check::Version, Check::Ttl, Check::Permissions, Check::Clock, Check::Storage];
+    assert_eq!(checks, all);
+    let clock = found[4].to_string();
+    assert!(clock.contains("up for 1s") && clock.contains("boot 1"), "{clock}");
+    assert!(found.iter().all(|found| !found.is_broken()), "{found:?}");
+    assert_eq!((stage.count("dlock_session"), stage.count("dlock_claim")), (1, 1));
+    assert_eq!(client.changed(&lock.key, None).await.unwrap(), revision);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_opened_is_told_with_what_would_do() {
+    let stage = Stage::new();
+    std::fs::write(stage.path(), "this is no database, and it is long enough to be taken for one ".repeat(20)).unwrap();
+    let found = stage.client("boot 1").probe().await;
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert!(finding.check == Check::Reachable && finding.is_broken(), "{finding}");
+    assert!(finding.remedy().is_some_and(|remedy| remedy.contains("move it")), "{finding}");
+}
+
+#[tokio::test]
+async fn a_file_that_others_change_all_the_time_is_told_as_one_that_cannot_be_changed() {
+    let stage = Stage::new();
+    let client = stage.client("boot 1");
+    client.list("").await.unwrap();
+    let operator = stage.operator();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let found = client.probe().await;
+    let broken: Vec<_> = found.iter().filter(|found| found.is_broken()).collect();
+    let [finding] = broken[..] else { panic!("{found:?}") };
+    assert!(finding.check == Check::Permissions && finding.to_string().contains("stopped in the middle"), "{finding}");
 }
