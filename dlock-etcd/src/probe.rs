@@ -46,18 +46,16 @@ const OLDEST: (u32, u32) = (3, 5);
 const SOUND: [(u32, u32, u32); 2] = [(3, 5, 23), (3, 6, 5)];
 
 fn version(version: &str) -> Finding {
-    let known = numbers(version);
-    if known.is_some_and(|(major, minor, _)| (major, minor) < OLDEST) || known.is_none() {
+    let Some((major, minor, patch)) = numbers(version).filter(|(major, minor, _)| (*major, *minor) >= OLDEST) else {
         let remedy = format!("use etcd {}.{} or later, of which dlock knows what it does", OLDEST.0, OLDEST.1);
         return Finding::doubtful(Check::Version, format!("the member is of version {version:?}"), remedy);
-    }
-    let of_line = |sound: &&(u32, u32, u32)| known.is_some_and(|(major, minor, _)| (major, minor) == (sound.0, sound.1));
-    match SOUND.iter().find(of_line).filter(|sound| known < Some(**sound)) {
+    };
+    match SOUND.iter().find(|sound| (sound.0, sound.1) == (major, minor) && patch < sound.2) {
         None => Finding::fine(Check::Version, format!("the member is of version {version}")),
-        Some((major, minor, patch)) => {
+        Some((_, _, sound)) => {
             let detail =
                 format!("the member is of version {version}, which may answer the renewal of a lease that was just revoked");
-            Finding::doubtful(Check::Version, detail, format!("use {major}.{minor}.{patch} or later"))
+            Finding::doubtful(Check::Version, detail, format!("use {major}.{minor}.{sound} or later"))
         }
     }
 }
