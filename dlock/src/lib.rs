@@ -107,7 +107,7 @@ pub use connect::{ConnectError, backend, builder, connect};
 #[cfg(feature = "consul")]
 pub use dlock_consul::{Behavior as ConsulBehavior, ConfigError as ConsulConfigError, Consul, ConsulOptions, consul_operations};
 pub use dlock_core::{
-    BackendError, Capabilities, Check, ClaimId, ErrorKind, FencingToken, Finding, Fitness, Holder, Inspection, InvalidKey,
+    BackendError, Capabilities, Check, ClaimId, Cursor, ErrorKind, FencingToken, Finding, Fitness, Holder, Inspection, InvalidKey,
     InvalidRetryPolicy, Key, Limits, LockBackend, Loss, Metadata, Mode, Ownership, Published, ReservedName, RetryPolicy, SessionId,
     TtlRange,
 };

@@ -1,0 +1,100 @@
+//! The `dlock` command: runs commands under a distributed lock, and shows who holds which.
+//!
+//! `main` chooses; each subcommand is a module. `run` is three processes: this one has the lock, the [guardian](guardian) has the command's life
+//! in its hand, and the command.
+
+mod args;
+mod doctor;
+mod elect;
+mod evict;
+mod exit;
+mod guardian;
+mod hold;
+mod holder;
+mod look;
+mod run;
+mod shells;
+mod signals;
+mod speak;
+mod store;
+mod waiting;
+mod wanted;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use nix::sys::signal::{SigSet, Signal};
+use tracing_subscriber::EnvFilter;
+
+use self::args::{Action, Cli, Inner};
+use self::exit::{Exit, Failure};
+use self::speak::{Speaker, note};
+use self::store::Store;
+
+fn main() -> ExitCode {
+    if Inner::is_asked_for() {
+        return match Inner::parse() {
+            Inner::Guardian(setting) => guardian::guard(&setting),
+            Inner::Command(command) => guardian::become_command(command.guardian, command.terminal, &command.command),
+        }
+        .into();
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output; if nobody reads them, nothing is wrong.
+            let _ = error.print();
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked { Exit::OK } else { Exit::USAGE }.into();
+        }
+    };
+    let ended = match &cli.action {
+        Action::Completions { shell } => shells::completions(*shell),
+        Action::Man => shells::manual(),
+        _ => ask(&cli),
+    };
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if !failure.is_silent() {
+                note(&failure);
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+/// What asks a store, on a runtime.
+fn ask(cli: &Cli) -> Result<Exit, Failure> {
+    // Whoever gives the terminal back is not in its foreground, and is not to be stopped for it.
+    let mut unheard = SigSet::empty();
+    unheard.add(Signal::SIGTTOU);
+    let _ = unheard.thread_block();
+    let filter = EnvFilter::try_from_env("DLOCK_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Whoever is slow to read our lines does not keep renewals waiting.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
+    let ended = runtime.block_on(answer(cli));
+    // A call that hangs in the system does not keep us.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn answer(cli: &Cli) -> Result<Exit, Failure> {
+    let store = Store::choose(cli.backend.clone())?;
+    let speaker = Speaker::new(cli.json);
+    match &cli.action {
+        Action::Run(run) => self::run::run(&store, run, cli.quiet).await,
+        Action::Hold(hold) => hold::hold(&store, hold, speaker, cli.quiet).await,
+        Action::Who { key } => look::who(&store, key, speaker).await,
+        Action::Ls { prefix } => look::list(&store, prefix, speaker).await,
+        Action::Watch { what } => watch::watch(&store, what, speaker).await,
+        Action::Break { key, yes } => evict::evict(&store, key, *yes, speaker).await,
+        Action::Elect(elect) => elect::elect(&store, elect, speaker, cli.quiet).await,
+        Action::Doctor => doctor::examine(&store, speaker).await,
+        Action::Completions { .. } | Action::Man => Ok(Exit::OK),
+    }
+}

@@ -1,0 +1,276 @@
+//! `dlock run`: a command under a lock.
+
+mod job;
+mod program;
+
+use std::time::Duration;
+
+use dlock::{FencingToken, LockGuard, Locker, Loss};
+use tokio::time::Instant;
+
+use self::job::{Job, Outcome, Task};
+use crate::args::Run;
+use crate::exit::{Exit, Failure};
+use crate::guardian::wire::{Gone, Why};
+use crate::signals::{Signals, asks_to_end};
+use crate::speak::note;
+use crate::store::Store;
+use crate::wanted::{Asked, ask, leave, reach};
+
+/// What a command has to stop, unless set otherwise or the ttl is short.
+const DEFAULT_GRACE: Duration = Duration::from_secs(5);
+
+/// Waits for the lock, runs the command under it, and gives it back.
+pub async fn run(store: &Store, run: &Run, quiet: bool) -> Result<Exit, Failure> {
+    let mut signals = Signals::listen().map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
+    let locker = store.locker(run.lock.ttl)?.build().map_err(|options| Failure::from_error(Exit::USAGE, &options))?;
+    let times = Times::new(run, locker.ttl())?;
+    if let Some(failure) = program::refusal(&run.command) {
+        return Err(failure);
+    }
+    if !run.forever
+        && let Some(number) = reach(&locker, &store.url, &mut signals).await?
+    {
+        return Ok(Exit::of_signal(number));
+    }
+    let supervisor = Supervisor { store, run, quiet, locker: &locker, times, signals };
+    let ended = if run.forever { supervisor.forever().await } else { supervisor.once().await };
+    leave(&locker).await;
+    ended
+}
+
+/// The times that a term keeps to.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// Between `TERM` and `KILL`.
+    grace: Duration,
+    /// Between `KILL` and the deadline: enough for the system to do it.
+    margin: Duration,
+}
+
+impl Times {
+    fn new(run: &Run, ttl: Duration) -> Result<Self, Failure> {
+        let hold = run.lock.hold_at_most.unwrap_or(Duration::MAX);
+        // The work is to have at least half of the time that it may take.
+        let grace = run.grace.unwrap_or_else(|| DEFAULT_GRACE.min(ttl / 3).min(hold / 2));
+        let margin = (ttl / 12).clamp(Duration::from_millis(20), Duration::from_millis(500)).min(hold / 8);
+        if grace + margin >= hold {
+            let (grace, hold) = (humantime::format_duration(grace), humantime::format_duration(hold));
+            return Err(Failure::new(Exit::USAGE, format!("a grace of {grace} leaves nothing of --hold-at-most {hold}")));
+        }
+        if ttl < grace * 3 {
+            let (needed, fits) = (humantime::format_duration(grace * 3), humantime::format_duration(ttl / 3));
+            let (grace, ttl) = (humantime::format_duration(grace), humantime::format_duration(ttl));
+            let message =
+                format!("a grace of {grace} needs a ttl of at least {needed}, not {ttl}; use --ttl {needed}, or --grace {fits}");
+            return Err(Failure::new(Exit::USAGE, message));
+        }
+        Ok(Self { grace, margin })
+    }
+
+    fn stop_before(self) -> Duration {
+        self.grace + self.margin
+    }
+}
+
+struct Supervisor<'a> {
+    store: &'a Store,
+    run: &'a Run,
+    quiet: bool,
+    locker: &'a Locker,
+    times: Times,
+    signals: Signals,
+}
+
+/// How one term ended.
+struct Term {
+    exit: Exit,
+    /// Somebody asked to end.
+    asked: bool,
+}
+
+impl Supervisor<'_> {
+    async fn once(mut self) -> Result<Exit, Failure> {
+        match self.ask().await? {
+            Asked::Signalled(number) => Ok(Exit::of_signal(number)),
+            Asked::Held(guard) => self.term(guard).await.map(|term| term.exit),
+        }
+    }
+
+    /// One term after the other, until a signal asks to end.
+    async fn forever(mut self) -> Result<Exit, Failure> {
+        let mut pause = Pause::default();
+        loop {
+            let began = Instant::now();
+            match self.ask().await {
+                Ok(Asked::Signalled(number)) => return Ok(Exit::of_signal(number)),
+                Ok(Asked::Held(guard)) => {
+                    let term = self.term(guard).await?;
+                    if term.asked {
+                        return Ok(term.exit);
+                    }
+                    self.note(format_args!("the command ended with {}; waiting for {} again", term.exit.code(), self.run.lock.key));
+                }
+                Err(failure) if failure.exit == Exit::UNREACHABLE => self.note(format_args!("{failure}; going on")),
+                Err(failure) => return Err(failure),
+            }
+            let pause = pause.after(began.elapsed());
+            tokio::select! {
+                biased;
+                number = self.signals.end() => return Ok(Exit::of_signal(number)),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> Result<Asked, Failure> {
+        ask(&self.run.lock, self.times.stop_before(), self.locker, self.quiet, &mut self.signals).await
+    }
+
+    /// Runs the command for as long as the lock is held.
+    async fn term(&mut self, guard: LockGuard) -> Result<Term, Failure> {
+        let since = Instant::now();
+        let task = self.task(guard.token());
+        let mut job = Job::start(&task, guard.held())
+            .map_err(|error| Failure::new(Exit::CANNOT_RUN, format!("cannot start the guardian: {error}")))?;
+        let mut asked = false;
+        let term = loop {
+            tokio::select! {
+                biased;
+                outcome = job.gone() => break self.after(outcome, asked)?,
+                reason = guard.lost() => break self.lose(&mut job, reason).await,
+                number = self.signals.next() => {
+                    asked |= asks_to_end(number);
+                    job.signal(number);
+                }
+            }
+        };
+        self.hold_on(&guard, since, term.asked).await;
+        if let Err(unknown) = guard.release().await {
+            note(unknown);
+        }
+        Ok(term)
+    }
+
+    fn task(&self, token: Option<FencingToken>) -> Task {
+        Task {
+            command: self.run.command.clone(),
+            environment: vec![
+                ("DLOCK_KEY", Some(self.run.lock.key.clone())),
+                ("DLOCK_BACKEND", Some(self.store.url.clone())),
+                // A command under two locks must not take the other's for this one's.
+                ("DLOCK_TOKEN", token.map(|token| token.get().to_string())),
+            ],
+            grace: self.times.grace,
+            margin: self.times.margin,
+        }
+    }
+
+    /// What the command's end means.
+    fn after(&self, outcome: Outcome, asked: bool) -> Result<Term, Failure> {
+        let key = &self.run.lock.key;
+        match outcome {
+            Outcome::Gone(gone) => {
+                report_left(&gone);
+                match gone.why {
+                    Why::Itself => Ok(Term { exit: Exit::of_command(gone.code), asked }),
+                    Why::Deadline | Why::Asked => {
+                        note(format_args!("the lock {key} was lost, and nothing was heard of it in time: the command was stopped"));
+                        Ok(Term { exit: Exit::LOST, asked })
+                    }
+                }
+            }
+            Outcome::NotStarted(why) => Err(Failure::new(Exit::CANNOT_RUN, format!("the command was not started: {why}"))),
+            Outcome::Unguarded => {
+                note("the guardian of the command was killed: the command was stopped");
+                Ok(Term { exit: Exit::LOST, asked })
+            }
+        }
+    }
+
+    /// Stops the command, in time.
+    async fn lose(&mut self, job: &mut Job, reason: Loss) -> Term {
+        note(format_args!("the lock {} was lost: {reason}; stopping the command", self.run.lock.key));
+        job.end();
+        let mut asked = false;
+        // The guardian has it done by then; if it cannot, we do, still before the deadline.
+        let limit = Instant::now() + self.times.grace + self.times.margin / 2;
+        loop {
+            tokio::select! {
+                biased;
+                outcome = job.gone() => {
+                    if let Outcome::Gone(gone) = &outcome {
+                        report_left(gone);
+                    }
+                    break;
+                }
+                () = tokio::time::sleep_until(limit) => {
+                    job.kill().await;
+                    break;
+                }
+                number = self.signals.next() => asked |= asks_to_end(number),
+            }
+        }
+        Term { exit: Exit::LOST, asked }
+    }
+
+    /// Keeps the lock for as long as it is to be held at least; a signal that asks to end ends that too.
+    async fn hold_on(&mut self, guard: &LockGuard, since: Instant, asked: bool) {
+        let Some(until) = self.run.lock.hold_at_least.map(|least| since + least) else { return };
+        if asked || Instant::now() >= until {
+            return;
+        }
+        let left = humantime::format_duration(Duration::from_secs((until - Instant::now()).as_secs() + 1));
+        self.note(format_args!("the command has ended; {} stays locked for another {left}", self.run.lock.key));
+        tokio::select! {
+            biased;
+            _ = guard.lost() => {}
+            _ = self.signals.end() => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
+
+    fn note(&self, message: std::fmt::Arguments<'_>) {
+        if !self.quiet {
+            note(message);
+        }
+    }
+}
+
+fn report_left(gone: &Gone) {
+    if !gone.left.is_empty() {
+        note(format_args!("these processes of the command could not be killed: {:?}", gone.left));
+    }
+}
+
+/// The pause between two terms: short after a long one, longer and longer after short ones.
+#[derive(Debug, Default)]
+struct Pause {
+    short_ones: u32,
+}
+
+impl Pause {
+    const LEAST: Duration = Duration::from_millis(500);
+    const MOST: Duration = Duration::from_secs(30);
+    /// A term of so long is no failure at once.
+    const LONG: Duration = Duration::from_secs(10);
+
+    fn after(&mut self, term: Duration) -> Duration {
+        self.short_ones = if term >= Self::LONG { 0 } else { self.short_ones.saturating_add(1) };
+        let pause = Self::LEAST * 2_u32.saturating_pow(self.short_ones.saturating_sub(1).min(10));
+        pause.min(Self::MOST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_that_end_at_once_are_further_and_further_apart() {
+        let mut pause = Pause::default();
+        let pauses: Vec<_> = (0..8).map(|_| pause.after(Duration::ZERO).as_millis()).collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+        assert_eq!(pause.after(Duration::from_secs(60)), Pause::LEAST);
+    }
+}

@@ -1,0 +1,64 @@
+//! Signals to `dlock`.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that are passed on to a command, or end what `dlock` does; those that were to be ignored when it was started, as by `nohup`,
+/// are left so.
+#[derive(Debug)]
+pub struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// From now on, they do not end the process by themselves. To be called inside a runtime.
+    pub fn listen() -> io::Result<Self> {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+            SignalKind::window_change(),
+        ];
+        let ignored = ignored();
+        let heard = kinds.into_iter().map(|kind| kind.as_raw_value()).filter(|number| ignored >> (number - 1) & 1 == 0);
+        heard.map(|number| Ok((number, signal(SignalKind::from_raw(number))?))).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The number of the next that arrives. Free to drop: none is missed.
+    pub async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|cx| {
+            for (number, signal) in &mut self.0 {
+                if signal.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(*number);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+
+    /// The number of the next that asks to end.
+    pub async fn end(&mut self) -> i32 {
+        loop {
+            let number = self.next().await;
+            if asks_to_end(number) {
+                return number;
+            }
+        }
+    }
+}
+
+/// Whether this signal asks to end.
+pub fn asks_to_end(number: i32) -> bool {
+    [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()]
+        .contains(&SignalKind::from_raw(number))
+}
+
+/// The signals that are ignored now, one bit each, as Linux tells them; none elsewhere.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}

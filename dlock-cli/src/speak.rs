@@ -1,0 +1,110 @@
+//! What is said, and where: results on standard output, everything else on standard error. Neither can make the process fail.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::exit::{Exit, Failure};
+
+/// One line to who runs this.
+pub fn note(message: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "dlock: {message}");
+}
+
+/// Where results go, and in which form.
+#[derive(Clone, Copy, Debug)]
+pub struct Speaker {
+    json: bool,
+    colours: bool,
+}
+
+impl Speaker {
+    /// As was asked for; colours only on a terminal that has them, and not if `NO_COLOR` is set.
+    pub fn new(json: bool) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { json, colours: !json && io::stdout().is_terminal() && !dumb && !unwanted }
+    }
+
+    /// Whether results are for programs to read.
+    pub fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// One result: as a line of JSON, or as text.
+    pub fn say(self, result: &impl Serialize, text: impl Display) -> Result<(), Failure> {
+        if self.json {
+            let json = serde_json::to_string(result).map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
+            return line(json);
+        }
+        line(text)
+    }
+
+    /// Something good.
+    pub fn good(self, text: &str) -> String {
+        self.coloured("32", text)
+    }
+
+    /// Something to look at.
+    pub fn doubtful(self, text: &str) -> String {
+        self.coloured("33", text)
+    }
+
+    /// Something bad.
+    pub fn bad(self, text: &str) -> String {
+        self.coloured("31", text)
+    }
+
+    /// What the eye is to find.
+    pub fn strong(self, text: &str) -> String {
+        self.coloured("1", text)
+    }
+
+    fn coloured(self, code: &str, text: &str) -> String {
+        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// One line on standard output. Ends the command without a word when nobody reads any more.
+pub fn line(text: impl Display) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::nobody_reads()),
+        Err(error) => Err(Failure::new(Exit::CONFIGURATION, format!("cannot write the result: {error}"))),
+    }
+}
+
+/// Rows in columns as wide as they must be; the first row is the heading.
+pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+/// Text from elsewhere, for a person's terminal: nothing in it moves the cursor or changes colours.
+pub fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["KEY".to_owned(), "HOLDER".to_owned()], vec!["a/long/key".to_owned(), "x".to_owned()]];
+        assert_eq!(table(&rows), ["KEY         HOLDER", "a/long/key  x"]);
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal() {
+        assert_eq!(harmless("a\x1b[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    }
+}

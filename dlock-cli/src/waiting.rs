@@ -1,0 +1,104 @@
+//! Waiting for a lock, and telling who has it meanwhile.
+
+use std::future::Future;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use dlock::{Inspection, Locker};
+
+use crate::holder::{Person, age};
+use crate::signals::Signals;
+use crate::speak::{harmless, note};
+
+/// How a wait ended.
+#[derive(Debug)]
+pub enum Waited<T> {
+    /// It is over.
+    Done(T),
+    /// This signal came first.
+    Signalled(i32),
+}
+
+/// Who waits gets to know nothing before.
+const FIRST: Duration = Duration::from_millis(500);
+/// So often a terminal is told anew.
+const AGAIN: Duration = Duration::from_secs(1);
+/// So often it is looked who holds the lock, when there is no terminal.
+const SELDOM: Duration = Duration::from_secs(15);
+
+/// Awaits `lock`, and says on standard error whom it waits for: on a terminal in one line that changes, elsewhere once for each holder.
+pub async fn told<T>(lock: impl Future<Output = T>, locker: &Locker, key: &str, quiet: bool, signals: &mut Signals) -> Waited<T> {
+    tokio::pin!(lock);
+    let mut line = Line { terminal: io::stderr().is_terminal(), shown: false, last: None };
+    let telling = async {
+        if quiet {
+            return std::future::pending::<()>().await;
+        }
+        let since = Instant::now();
+        tokio::time::sleep(FIRST).await;
+        loop {
+            let inspection = locker.inspect(key).await;
+            line.show(key, inspection.as_ref().ok(), locker.owner(), since.elapsed());
+            tokio::time::sleep(if line.terminal { AGAIN } else { SELDOM }).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = &mut lock => Waited::Done(outcome),
+        number = signals.end() => Waited::Signalled(number),
+        () = telling => unreachable!("telling goes on for ever"),
+    }
+}
+
+struct Line {
+    terminal: bool,
+    shown: bool,
+    last: Option<String>,
+}
+
+impl Line {
+    fn show(&mut self, key: &str, inspection: Option<&Inspection>, me: &str, waited: Duration) {
+        let whom = inspection.map_or_else(|| "the store does not answer".to_owned(), |seen| whom(seen, me, self.terminal));
+        if !self.terminal {
+            if self.last.as_ref() != Some(&whom) {
+                note(format_args!("waiting for {key}: {whom}"));
+                self.last = Some(whom);
+            }
+            return;
+        }
+        let text = format!("dlock: waiting for {key} for {} s: {whom}", waited.as_secs());
+        let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).map_or(0, |size| usize::from(size.ws_col));
+        // A terminal that does not tell its width is taken for a usual one.
+        let width = if width < 20 { 80 } else { width };
+        let text: String = text.chars().take(width - 1).collect();
+        let _ = write!(io::stderr().lock(), "\r\x1b[2K{text}").and_then(|()| io::stderr().flush());
+        self.shown = true;
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.shown {
+            let _ = write!(io::stderr().lock(), "\r\x1b[2K");
+        }
+    }
+}
+
+/// Who holds it, for how long, and how many are ahead.
+fn whom(seen: &Inspection, me: &str, with_time: bool) -> String {
+    let holder = seen.holders.first().map(Person::of);
+    let mut text = match &holder {
+        None => "nobody holds it just now".to_owned(),
+        Some(holder) => {
+            let held_for = holder.since.as_deref().and_then(age).filter(|_| with_time);
+            let held_for = held_for.map_or(String::new(), |age| format!(" for {age}"));
+            let others = if seen.holders.len() > 1 { format!(" and {} more", seen.holders.len() - 1) } else { String::new() };
+            format!("held by {}{others}{held_for}", harmless(&holder.name()))
+        }
+    };
+    let place = seen.waiters.as_ref().and_then(|waiters| waiters.iter().position(|waiter| waiter.owner() == Some(me)));
+    if let Some(ahead) = place {
+        text.push_str(&format!(", {ahead} waiting ahead"));
+    }
+    text
+}

@@ -1,0 +1,191 @@
+//! `dlock watch`: every change of a lock, or of all locks with a prefix.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock::{Key, LockBackend};
+use serde::Serialize;
+
+use crate::exit::{Exit, Failure};
+use crate::holder::Person;
+use crate::look::{Lock, within};
+use crate::signals::Signals;
+use crate::speak::{Speaker, harmless};
+use crate::store::Store;
+
+/// So often is looked where the store cannot tell of changes, and at all locks with a prefix.
+const PACE: Duration = Duration::from_secs(1);
+/// A store that has nothing to tell is looked at after so long, to find out whether it is still there.
+const LONGEST: Duration = Duration::from_secs(15);
+/// A lock that changes all the time is shown so often at most.
+const LEAST: Duration = Duration::from_millis(100);
+
+#[derive(Serialize)]
+struct Change<'a> {
+    at: String,
+    #[serde(flatten)]
+    what: What<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum What<'a> {
+    Held(&'a Lock),
+    Free { key: &'a str },
+    Unreachable { reason: String },
+}
+
+/// Shows changes until a signal asks to end.
+pub async fn watch(store: &Store, what: &str, speaker: Speaker) -> Result<Exit, Failure> {
+    let mut signals = Signals::listen().map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
+    let subject = Subject::new(what)?;
+    let mut watching =
+        Watching { backend: dlock::backend(&store.url)?, subject, known: BTreeMap::new(), told: false, cursor: None, speaker };
+    tokio::select! {
+        biased;
+        _ = signals.end() => Ok(Exit::OK),
+        failure = watching.go_on() => Err(failure),
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Subject {
+    One(Key),
+    All { prefix: String },
+}
+
+impl Subject {
+    fn new(what: &str) -> Result<Self, Failure> {
+        if what.is_empty() || what.ends_with('/') {
+            return Ok(Self::All { prefix: what.trim_start_matches('/').to_owned() });
+        }
+        Key::new(what).map(Self::One).map_err(|error| Failure::from_error(Exit::USAGE, &error))
+    }
+}
+
+struct Watching {
+    backend: Arc<dyn LockBackend>,
+    subject: Subject,
+    known: BTreeMap<String, Lock>,
+    /// Something was told already.
+    told: bool,
+    cursor: Option<dlock::Cursor>,
+    speaker: Speaker,
+}
+
+impl Watching {
+    /// Ends only with what cannot get better.
+    async fn go_on(&mut self) -> Failure {
+        let mut out_of_reach = false;
+        loop {
+            match self.look().await {
+                Ok(locks) => {
+                    out_of_reach = false;
+                    if let Err(failure) = self.tell(locks) {
+                        return failure;
+                    }
+                    self.wait().await;
+                }
+                Err(failure) if failure.exit != Exit::UNREACHABLE => return failure,
+                Err(failure) => {
+                    if !out_of_reach
+                        && let Err(failure) =
+                            self.say(What::Unreachable { reason: failure.to_string() }, "the store is out of reach")
+                    {
+                        return failure;
+                    }
+                    out_of_reach = true;
+                    self.cursor = None;
+                    tokio::time::sleep(PACE).await;
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<BTreeMap<String, Lock>, Failure> {
+        match &self.subject {
+            Subject::One(key) => {
+                // First the cursor, so that no change is missed after the look.
+                if self.cursor.is_none() && self.backend.capabilities().tells_changes {
+                    self.cursor = Some(within(self.backend.changed(key, None)).await??);
+                }
+                let seen = within(self.backend.inspect(key)).await??;
+                Ok(BTreeMap::from([(key.as_str().to_owned(), Lock::of(key.as_str(), &seen))]))
+            }
+            Subject::All { prefix } => {
+                let mut locks = BTreeMap::new();
+                for (key, holder) in within(self.backend.list(prefix)).await?? {
+                    let key = key.as_str().to_owned();
+                    let lock = locks.entry(key.clone()).or_insert_with(|| Lock { key, holders: Vec::new(), waiters: None });
+                    lock.holders.push(Person::of(&holder));
+                }
+                Ok(locks)
+            }
+        }
+    }
+
+    fn tell(&mut self, locks: BTreeMap<String, Lock>) -> Result<(), Failure> {
+        for (key, lock) in &locks {
+            let news = self.known.get(key) != Some(lock);
+            if news {
+                self.show(lock)?;
+            }
+        }
+        for key in self.known.keys().filter(|key| !locks.contains_key(*key)) {
+            self.show(&Lock { key: key.clone(), holders: Vec::new(), waiters: None })?;
+        }
+        if !self.told && locks.is_empty() {
+            crate::speak::note("no lock is held yet; waiting for changes");
+        }
+        self.told = true;
+        self.known = locks;
+        Ok(())
+    }
+
+    fn show(&self, lock: &Lock) -> Result<(), Failure> {
+        let key = harmless(&lock.key);
+        if lock.holders.is_empty() {
+            return self
+                .say(What::Free { key: &lock.key }, &format!("{}  {}", self.speaker.strong(&key), self.speaker.good("free")));
+        }
+        let names: Vec<_> = lock
+            .holders
+            .iter()
+            .map(|person| {
+                let token = person.token.map_or(String::new(), |token| format!(" token {token}"));
+                let published = person.published();
+                let published = if published.is_empty() { String::new() } else { format!(" {}", harmless(&published)) };
+                format!("{}{token}{published}", harmless(&person.name()))
+            })
+            .collect();
+        let waiting = lock.waiters.as_ref().map_or(0, Vec::len);
+        let waiting = if waiting == 0 { String::new() } else { format!(", {waiting} waiting") };
+        self.say(
+            What::Held(lock),
+            &format!("{}  {} by {}{waiting}", self.speaker.strong(&key), self.speaker.doubtful("held"), names.join("; ")),
+        )
+    }
+
+    fn say(&self, what: What<'_>, text: &str) -> Result<(), Failure> {
+        let now = jiff::Timestamp::now();
+        let at = jiff::fmt::temporal::DateTimePrinter::new().precision(Some(3)).timestamp_to_string(&now);
+        self.speaker.say(&Change { at: at.clone(), what }, format!("{at}  {text}"))
+    }
+
+    /// Until something may have changed.
+    async fn wait(&mut self) {
+        let Subject::One(key) = &self.subject else { return tokio::time::sleep(PACE).await };
+        if !self.backend.capabilities().tells_changes {
+            return tokio::time::sleep(PACE).await;
+        }
+        let began = tokio::time::Instant::now();
+        match tokio::time::timeout(LONGEST, self.backend.changed(key, self.cursor)).await {
+            Ok(Ok(cursor)) => self.cursor = Some(cursor),
+            // The look that follows finds out.
+            Ok(Err(_)) => self.cursor = None,
+            Err(_) => {}
+        }
+        tokio::time::sleep_until(began + LEAST).await;
+    }
+}

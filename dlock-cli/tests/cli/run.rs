@@ -1,0 +1,258 @@
+//! `dlock run` on the embedded store.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::support::{Folder, kill, ticking, until};
+
+#[test]
+fn a_command_runs_with_the_lock_and_its_exit_code_is_ours() {
+    let folder = Folder::new();
+    let told = folder.told(&["run", "jobs/a", "--", "sh", "-c", "echo $DLOCK_KEY $DLOCK_TOKEN $DLOCK_BACKEND"]);
+    let words: Vec<_> = told.split_whitespace().collect();
+    assert_eq!(words[0], "jobs/a");
+    assert!(words[1].parse::<u64>().unwrap() > 0, "{told}");
+    assert!(words[2].starts_with("sqlite:///") && words[2].ends_with("/dlock/locks.db"), "{told}");
+    assert_eq!(folder.code(&["run", "jobs/a", "--", "sh", "-c", "exit 7"]).0, 7);
+    assert_eq!(folder.code(&["run", "jobs/a", "--", "sh", "-c", "kill -9 $$"]).0, 137);
+    assert!(folder.told(&["who", "jobs/a"]).contains("free"));
+}
+
+#[test]
+fn one_waits_for_the_other_and_says_for_whom() {
+    let (folder, started) = (Folder::new(), Instant::now());
+    let log = folder.log();
+    let file = log.0.display().to_string();
+    let mut first =
+        folder.start("first", &["run", "k", "--", "sh", "-c", &format!("echo first >>{file}; sleep 1; echo first >>{file}")]);
+    log.has(&["first"]);
+    let mut second = folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{file}")]);
+    second.says(&format!("waiting for k: held by {}", owner(first.pid())));
+    assert_eq!((first.code(), second.code()), (Some(0), Some(0)), "{}{}", first.err(), second.err());
+    assert_eq!(log.lines(), ["first", "first", "second"]);
+    assert!(started.elapsed() > Duration::from_secs(1));
+}
+
+/// The beginning of a holder's name.
+fn owner(pid: i32) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    format!("{}/{pid}/", host.trim())
+}
+
+#[test]
+fn who_does_not_want_to_wait_hears_who_has_it() {
+    let folder = Folder::new();
+    let holder = folder.start("holder", &["hold", "k"]);
+    holder.prints("holding k");
+    for options in [&["--try"][..], &["--wait", "300ms"]] {
+        let arguments = [&["run"][..], options, &["k", "--", "true"]].concat();
+        let (code, said) = folder.code(&arguments);
+        assert_eq!(code, 75, "{said}");
+        assert!(said.contains(&owner(holder.pid())), "{said}");
+    }
+}
+
+#[test]
+fn all_that_a_command_started_ends_with_it_before_the_lock_is_given_back() {
+    let folder = Folder::new();
+    let log = folder.log();
+    // The leader ends at once; a process in its group and one that left it would go on.
+    let script = ticking("first", &log.0).replace("& while", "& sleep 0.3; exit 3; while");
+    let mut first = folder.start("first", &["run", "--grace", "200ms", "k", "--", "sh", "-c", &script]);
+    log.has(&["first-group", "first-stray"]);
+    let mut second =
+        folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.2", log.0.display())]);
+    assert_eq!(first.code(), Some(3), "{}", first.err());
+    assert_eq!(second.code(), Some(0), "{}", second.err());
+    log.apart("first", "second");
+}
+
+#[test]
+fn a_command_that_does_not_hear_is_killed_by_the_end_of_its_time() {
+    let folder = Folder::new();
+    let log = folder.log();
+    let arguments = ["run", "--hold-at-most", "2s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)];
+    let started = Instant::now();
+    let mut first = folder.start("first", &arguments);
+    log.has(&["first-leader", "first-group", "first-stray"]);
+    let mut second =
+        folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.2", log.0.display())]);
+    assert_eq!(first.code(), Some(70), "{}", first.err());
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    assert!(first.err().contains("lost"), "{}", first.err());
+    assert_eq!(second.code(), Some(0), "{}", second.err());
+    log.apart("first", "second");
+}
+
+#[test]
+fn a_lock_that_is_taken_away_stops_its_command() {
+    let folder = Folder::new();
+    let mut job = folder.start(
+        "job",
+        &["run", "--grace", "5s", "k", "--", "sh", "-c", "trap 'echo told; exit 0' TERM; echo begun; while :; do sleep 0.05; done"],
+    );
+    job.prints("begun");
+    assert!(folder.told(&["break", "--yes", "k"]).contains("took k away from"));
+    assert_eq!(job.code(), Some(70), "{}", job.err());
+    assert_eq!(job.out(), "begun\ntold\n");
+}
+
+#[test]
+fn signals_are_passed_on() {
+    let folder = Folder::new();
+    let script = "trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo begun; while :; do sleep 0.05; done";
+    let mut job = folder.start("job", &["run", "k", "--", "sh", "-c", script]);
+    job.prints("begun");
+    job.signal("USR1");
+    job.prints("usr1");
+    job.signal("TERM");
+    assert_eq!(job.code(), Some(9), "{}", job.err());
+    assert!(folder.told(&["who", "k"]).contains("free"));
+}
+
+#[test]
+fn an_interrupted_wait_leaves_nothing() {
+    let folder = Folder::new();
+    let holder = folder.start("holder", &["hold", "k"]);
+    holder.prints("holding k");
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut waiting = folder.start("waiting", &["run", "k", "--", "true"]);
+        waiting.says("waiting for k");
+        assert!(folder.told(&["--json", "who", "k"]).contains(&format!("/{}/", waiting.pid())));
+        waiting.signal(signal);
+        assert_eq!(waiting.code(), Some(code), "{}", waiting.err());
+        assert!(folder.told(&["--json", "who", "k"]).contains(r#""waiters":[]"#));
+    }
+}
+
+#[test]
+fn a_killed_dlock_leaves_neither_its_command_nor_its_lock() {
+    let folder = Folder::new();
+    let log = folder.log();
+    let mut first =
+        folder.start("first", &["run", "--ttl", "3s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)]);
+    log.has(&["first-leader", "first-group", "first-stray"]);
+    first.signal("KILL");
+    assert_eq!(first.signal_of_end(), Some(9));
+    assert_eq!(
+        folder.code(&["run", "--wait", "60s", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.2", log.0.display())]).0,
+        0
+    );
+    log.apart("first", "second");
+}
+
+#[test]
+fn a_frozen_dlock_comes_back_to_a_command_that_is_gone() {
+    let folder = Folder::new();
+    let log = folder.log();
+    let mut first =
+        folder.start("first", &["run", "--ttl", "3s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)]);
+    log.has(&["first-leader", "first-group", "first-stray"]);
+    first.signal("STOP");
+    assert_eq!(
+        folder.code(&["run", "--wait", "60s", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.2", log.0.display())]).0,
+        0
+    );
+    first.signal("CONT");
+    assert_eq!(first.code(), Some(70), "{}", first.err());
+    log.apart("first", "second");
+}
+
+#[test]
+fn a_killed_guardian_takes_the_command_along() {
+    let folder = Folder::new();
+    let log = folder.log();
+    let mut first = folder.start("first", &["run", "k", "--", "sh", "-c", &ticking("first", &log.0)]);
+    log.has(&["first-leader", "first-group", "first-stray"]);
+    let mut second =
+        folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.2", log.0.display())]);
+    kill("KILL", first.guardian());
+    assert_eq!(first.code(), Some(70), "{}", first.err());
+    assert!(first.err().contains("guardian"), "{}", first.err());
+    assert_eq!(second.code(), Some(0), "{}", second.err());
+    log.apart("first", "second");
+}
+
+#[test]
+fn a_frozen_guardian_does_not_keep_its_command_alive() {
+    let folder = Folder::new();
+    let log = folder.log();
+    let arguments = ["run", "--hold-at-most", "2s", "--grace", "300ms", "k", "--", "sh", "-c", &ticking("first", &log.0)];
+    let mut first = folder.start("first", &arguments);
+    log.has(&["first-leader", "first-group", "first-stray"]);
+    let guardian = first.guardian();
+    kill("STOP", guardian);
+    let mut second =
+        folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.2", log.0.display())]);
+    assert_eq!(first.code(), Some(70), "{}", first.err());
+    assert_eq!(second.code(), Some(0), "{}", second.err());
+    log.apart("first", "second");
+}
+
+#[test]
+fn signals_to_all_processes_do_not_end_the_guardian() {
+    let folder = Folder::new();
+    let mut job =
+        folder.start("job", &["run", "k", "--", "sh", "-c", "echo begun; while [ ! -e done ]; do sleep 0.05; done; echo whole"]);
+    job.prints("begun");
+    for signal in ["TERM", "INT", "HUP", "QUIT", "USR1"] {
+        kill(signal, job.guardian());
+    }
+    job.signal("TERM");
+    assert_eq!(job.code(), Some(143), "{}", job.err());
+}
+
+#[test]
+fn a_short_job_keeps_its_lock_for_as_long_as_was_asked() {
+    let folder = Folder::new();
+    let started = Instant::now();
+    let mut job = folder.start("job", &["run", "--hold-at-least", "1500ms", "k", "--", "sh", "-c", "echo ran"]);
+    job.prints("ran");
+    assert_eq!(folder.code(&["run", "--wait", "60s", "k", "--", "true"]).0, 0);
+    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert_eq!(job.code(), Some(0), "{}", job.err());
+}
+
+#[test]
+fn a_supervised_singleton_runs_again_until_it_is_told_to_end() {
+    let folder = Folder::new();
+    let log = folder.log();
+    let script = format!(
+        "echo begun >>{0}; [ $(wc -l <{0}) -ge 3 ] || exit 1; trap 'exit 5' TERM; echo third; while :; do sleep 0.05; done",
+        log.0.display()
+    );
+    let mut job = folder.start("job", &["run", "--forever", "k", "--", "sh", "-c", &script]);
+    job.prints("third");
+    assert_eq!(log.count("begun"), 3);
+    job.signal("TERM");
+    assert_eq!(job.code(), Some(5), "{}", job.err());
+}
+
+#[test]
+fn a_lost_lock_is_waited_for_again_if_that_is_wanted() {
+    let folder = Folder::new();
+    let job = folder.start(
+        "job",
+        &["run", "--forever", "--hold-at-most", "600ms", "--grace", "100ms", "k", "--", "sh", "-c", "echo begun; sleep 100"],
+    );
+    until("three terms", || job.out().lines().count() >= 3);
+}
+
+#[test]
+fn readers_share_and_permits_are_counted() {
+    let folder = Folder::new();
+    for (options, more) in [(vec!["--shared"], true), (vec!["--permits", "2"], false)] {
+        let hold = |name: &str| {
+            let arguments = [&["hold"], &options[..], &["k"]].concat();
+            let running = folder.start(name, &arguments);
+            running.prints("holding k");
+            running
+        };
+        let _two = [hold("one"), hold("other")];
+        let arguments = [&["run", "--try"], &options[..], &["k", "--", "sh", "-c", "echo token=$DLOCK_TOKEN"]].concat();
+        let third = folder.dlock(&arguments).env("DLOCK_TOKEN", "12").stderr(Stdio::null()).output().unwrap();
+        // Those who share have no token, and not that of a lock around them either.
+        let (code, out) = if more { (0, "token=\n") } else { (75, "") };
+        assert_eq!((third.status.code(), String::from_utf8(third.stdout).unwrap().as_str()), (Some(code), out));
+    }
+}
