@@ -133,7 +133,6 @@ async fn on_consul_a_command_is_dead_before_another_starts_whatever_fails() {
     all_come_apart(async || Server::Consul(ConsulAgent::start().await.unwrap())).await;
 }
 
-#[cfg(feature = "etcd")]
 #[tokio::test(flavor = "multi_thread")]
 async fn on_etcd_a_command_is_dead_before_another_starts_whatever_fails() {
     all_come_apart(async || Server::Etcd(EtcdServer::start().await.unwrap())).await;

@@ -59,7 +59,6 @@ async fn consul_lock_and_dlock_run_exclude_each_other() {
     });
 }
 
-#[cfg(feature = "etcd")]
 #[tokio::test(flavor = "multi_thread")]
 async fn etcdctl_lock_and_dlock_run_exclude_each_other() {
     let (folder, server) = (Folder::new(), EtcdServer::start().await.unwrap());
