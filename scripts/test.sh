@@ -14,4 +14,6 @@ command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or la
 type -P kill >/dev/null || { echo "the program kill is missing: apt-get install procps" >&2; exit 1; }
 ./scripts/install-protoc.sh
 ./scripts/install-servers.sh
+# Most tests wait for a server more than they compute.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
 exec cargo test --workspace --all-features "$@"

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -159,6 +160,9 @@ pub struct Run {
     /// Wait for the lock again when the command has ended or the lock was lost, until told to end: a supervised singleton.
     #[arg(long, conflicts_with_all = ["try_once", "wait"])]
     pub forever: bool,
+    /// Serve measurements for Prometheus on http://ADDR/metrics, for example 127.0.0.1:9187.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics_listen: Option<SocketAddr>,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dlock_core::Key;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+use crate::measure::AtGate;
+
 /// The gates of all keys in use.
 ///
 /// The store sees one contender per key, and a session that is shared by many locks can never be granted one key twice.
@@ -37,9 +39,11 @@ impl Gates {
         let gate = self.gate(key);
         let waiting = PassIntent { gates: self, key };
         let at_once = Arc::clone(&gate).try_lock_owned().ok();
-        let (mut turn, local) = match at_once {
-            Some(turn) => (turn, false),
-            None => (gate.lock_owned().await, true),
+        let (mut turn, local) = if let Some(turn) = at_once {
+            (turn, false)
+        } else {
+            let _at_gate = AtGate::begin();
+            (gate.lock_owned().await, true)
         };
         std::mem::forget(waiting);
         turn.0 = if local { turn.0 + 1 } else { 0 };

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Pass;
+use crate::measure::Hold;
 use crate::session::{Owed, Session};
 
 /// A granted claim and what is believed of it.
@@ -34,6 +35,7 @@ pub(crate) struct Grant {
     /// Whoever amends: one after the other.
     pub(crate) amending: Semaphore,
     pass: Mutex<Option<Pass>>,
+    hold: Hold,
 }
 
 /// The bounds on how long one lock is held.
@@ -57,6 +59,7 @@ impl Grant {
         limits: HoldLimits,
         unanswered: bool,
     ) -> Self {
+        let hold = Hold::begin(session.clock(), granted_at, claim.mode);
         Self {
             claim,
             token,
@@ -71,6 +74,7 @@ impl Grant {
             amended: Mutex::new(None),
             amending: Semaphore::const_new(1),
             pass: Mutex::new(None),
+            hold,
         }
     }
 
@@ -104,6 +108,7 @@ impl Grant {
         if self.loss.compare_exchange(0, code(Loss::Released), Ordering::AcqRel, Ordering::Acquire).is_ok() {
             // Work that is guarded by such a witness is to be dropped now.
             self.lost.notify_waiters();
+            self.hold.end(Loss::Released);
         }
         let claim = Arc::clone(&self.claim);
         Owed { claim, pass, under_way: None, from: self.limits.release_from, unanswered: self.unanswered }
@@ -158,6 +163,7 @@ impl Grant {
             Loss::Shutdown | Loss::HeldTooLong => tracing::info!(%key, %token, %owner, reason = %loss, "lock ended"),
             _ => tracing::warn!(%key, %token, %owner, reason = %loss, "lock lost"),
         }
+        self.hold.end(loss);
         self.lost.notify_waiters();
         // Either we see the token, or who makes it sees the loss.
         fence(Ordering::SeqCst);

@@ -76,6 +76,24 @@
 //! | `INFO` | a lock that ended by `hold_at_most` or shutdown, a session renewed again, a candidate elected, a wait of more than ten seconds with the last holder, a lock held for more than five minutes |
 //! | `DEBUG` | locks acquired, given back and not acquired, sessions opened and ended, calls that failed and are tried again |
 //! | `TRACE` | every answer of Consul's or etcd's |
+//!
+//! # What is measured
+//!
+//! With the feature `metrics`, through the facade crate of that name; the program installs a recorder before the first [`Locker`]. Without the
+//! feature nothing is measured, and nothing else is different.
+//!
+//! | name | kind | labels | what |
+//! |---|---|---|---|
+//! | `dlock_wait_seconds` | histogram | `mode`, `outcome` | how long acquisitions took that were acquired, busy, timed out, cancelled, shut down, failed or abandoned; an abandoned one is a dropped future |
+//! | `dlock_hold_seconds` | histogram | `mode` | how long locks were held, until they were given back or lost |
+//! | `dlock_locks_held` | gauge | `mode` | locks that this process believes to hold |
+//! | `dlock_locks_lost_total` | counter | `reason` | locks that ended by a [`Loss`] |
+//! | `dlock_sessions_suspect` | gauge | | sessions whose renewal is late |
+//! | `dlock_gate_waiters` | gauge | | acquisitions that wait for another of this process |
+//! | `dlock_requests_total` | counter | `kind`, `outcome` | requests to the store, those included that were given up unanswered |
+//!
+//! `mode` is exclusive, shared or permits. No label is a key or an owner: there may be a million of them. The file `docs/metrics.md` of the repository says
+//! what each tells at three in the morning, with alerts.
 
 mod acquisition;
 mod amend;
@@ -92,6 +110,8 @@ mod held;
 mod interference;
 mod keeper;
 mod locker;
+#[cfg_attr(not(feature = "metrics"), path = "measure/off.rs")]
+mod measure;
 mod observe;
 mod options;
 mod request;

@@ -11,6 +11,7 @@ use crate::connect::{CONNECT_LIMIT, ConnectError};
 use crate::election::Election;
 use crate::engine::Engine;
 use crate::error::{InspectError, LockError, StoreError};
+use crate::measure;
 use crate::options::{self, InvalidOptions, LockerOptions, RequestOptions, Spawn};
 use crate::request::{LockRequest, TryRequest, Wanted};
 use crate::require::{Requirement, Unmet, require};
@@ -66,7 +67,9 @@ impl Locker {
     }
 
     fn with(backend: Arc<dyn LockBackend>, options: LockerOptions) -> Self {
-        Self { handle: Arc::new(Handle { engine: Arc::new(Engine::new(backend, options)) }) }
+        measure::describe();
+        let engine = Engine::new(measure::counted(backend), options);
+        Self { handle: Arc::new(Handle { engine: Arc::new(engine) }) }
     }
 
     pub(crate) fn engine(&self) -> Arc<Engine> {

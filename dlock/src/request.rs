@@ -16,6 +16,7 @@ use crate::error::{LockError, RunError};
 use crate::guard::LockGuard;
 use crate::held::Held;
 use crate::locker::Locker;
+use crate::measure::Wait;
 use crate::options::{InvalidOptions, RequestOptions, validate_metadata};
 
 /// A lock that is wanted; await it to wait for it, or [`run`](Self::run) work under it.
@@ -165,8 +166,10 @@ impl Wanted {
         let span = tracing::debug_span!("lock", %key, ?mode, ?place);
         // The locker lives at least as long as the acquisition, so that its sessions are not closed under it.
         let _alive = self.locker.clone();
-        let grant = acquire(engine.clone(), key, place, self.options).instrument(span).await?;
-        Ok(grant.map(|grant| LockGuard::new(grant, engine)))
+        let wait = Wait::begin(engine.clock, mode);
+        let grant = acquire(engine.clone(), key, place, self.options).instrument(span).await;
+        wait.end(grant.as_ref().map(Option::is_some));
+        Ok(grant?.map(|grant| LockGuard::new(grant, engine)))
     }
 }
 

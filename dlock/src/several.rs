@@ -19,6 +19,7 @@ use crate::error::{CheckError, LockError, Lost, ReleaseUnknown, RunError};
 use crate::guard::{LockGuard, ReleaseOutcome};
 use crate::held::Held;
 use crate::locker::Locker;
+use crate::measure::Wait;
 use crate::options::{InvalidOptions, RequestOptions};
 use crate::request::{check_request, common_options};
 
@@ -82,8 +83,10 @@ impl WantedAll {
         }
         let span = tracing::debug_span!("lock all", keys = keys.len());
         let _alive = self.locker.clone();
-        let guards = acquire_all(engine, keys.into_iter().collect(), self.options).instrument(span).await?;
-        Ok(AllGuard::new(guards))
+        let wait = Wait::begin(engine.clock, self.options.mode);
+        let guards = acquire_all(engine, keys.into_iter().collect(), self.options).instrument(span).await;
+        wait.end(guards.as_ref().map(|_| true));
+        Ok(AllGuard::new(guards?))
     }
 }
 

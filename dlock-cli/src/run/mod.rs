@@ -1,6 +1,7 @@
 //! `dlock run`: a command under a lock.
 
 mod job;
+mod measurements;
 mod program;
 
 use std::time::Duration;
@@ -23,6 +24,9 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// Waits for the lock, runs the command under it, and gives it back.
 pub async fn run(store: &Store, run: &Run, quiet: bool) -> Result<Exit, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
+    if let Some(address) = run.metrics_listen {
+        measurements::serve(address)?;
+    }
     let locker = store.locker(run.lock.ttl)?.build().map_err(|options| Failure::from_error(Exit::USAGE, &options))?;
     let times = Times::new(run, locker.ttl())?;
     if let Some(failure) = program::refusal(&run.command) {

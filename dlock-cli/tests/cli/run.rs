@@ -256,3 +256,30 @@ fn readers_share_and_permits_are_counted() {
         assert_eq!((third.status.code(), String::from_utf8(third.stdout).unwrap().as_str()), (Some(code), out));
     }
 }
+
+#[test]
+fn measurements_are_served_for_prometheus() {
+    use std::io::{Read, Write};
+    let folder = Folder::new();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let job =
+        folder.start("job", &["run", "--metrics-listen", &address.to_string(), "k", "--", "sh", "-c", "echo begun; sleep 100"]);
+    job.prints("begun");
+    let mut page = String::new();
+    until("the page", || {
+        let Ok(mut connection) = std::net::TcpStream::connect(address) else { return false };
+        connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        page.clear();
+        connection.read_to_string(&mut page).is_ok()
+    });
+    for line in [
+        "dlock_locks_held{mode=\"exclusive\"} 1",
+        "dlock_wait_seconds_count{mode=\"exclusive\",outcome=\"acquired\"} 1",
+        "dlock_requests_total{kind=\"open\",outcome=\"ok\"} 1",
+    ] {
+        assert!(page.contains(line), "{line} is missing: {page}");
+    }
+    // Another cannot have the place.
+    let (code, said) = folder.code(&["run", "--metrics-listen", &address.to_string(), "other", "--", "true"]);
+    assert_eq!((code, said.contains("cannot serve measurements")), (78, true), "{said}");
+}

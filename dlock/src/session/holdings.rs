@@ -35,12 +35,11 @@ impl Session {
         let now = self.clock.now();
         let mut state = self.state();
         let id = claim.id;
-        let grant = Grant::new(claim, token, Arc::clone(self), now, limits, unanswered);
         // Not the grant's own limits: whoever set them is told by the guard.
         if state.refusing || self.loss.get().is_some() || now >= self.believed_until() {
             return Err(pass);
         }
-        let grant = Arc::new(grant);
+        let grant = Arc::new(Grant::new(claim, token, Arc::clone(self), now, limits, unanswered));
         grant.keep_gate(pass);
         state.grants.insert(id, Arc::clone(&grant));
         let timer = limits.hold_until.min(limits.report_at);

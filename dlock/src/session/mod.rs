@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::grant::Grant;
+use crate::measure::Suspect;
 use crate::stage::{Stage, Stages};
 
 mod holdings;
@@ -45,6 +46,7 @@ pub(crate) struct Session {
 
 struct State {
     lease: Lease,
+    suspect: Suspect,
     id: Option<SessionId>,
     /// In an order that is the same in every run, like everything that others can see the order of.
     grants: BTreeMap<ClaimId, Arc<Grant>>,
@@ -102,6 +104,7 @@ impl Session {
         }
         let state = State {
             lease,
+            suspect: Suspect::new(),
             id: None,
             grants: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -176,7 +179,10 @@ impl Session {
 
     /// The keeper is no more.
     pub(crate) fn unkept_by(&self, keeper: u64) {
-        _ = self.keeper.compare_exchange(keeper, 0, Ordering::AcqRel, Ordering::Acquire);
+        if self.keeper.compare_exchange(keeper, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            // No renewal of it is late any more; the next keeper tells anew.
+            self.state().suspect.tell(false);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -320,6 +326,7 @@ impl Session {
         }
         let step = state.lease.step(event, now, Chance(fastrand::u32(..)));
         let health = state.lease.health();
+        state.suspect.tell(health == Health::Suspect);
         let until = state.lease.believed_until().map_or(0, |until| until.since_origin().as_nanos() as u64);
         if let Health::Over(loss) = health {
             // First the reason, then the deadline: whoever finds the deadline passed finds the reason too.
