@@ -112,10 +112,7 @@ async fn key(shared: &Shared) -> Finding {
     // No key ever stands at the last index.
     let refused: Vec<_> = names.into_iter().map(|name| Op::cas(name, u64::MAX, "", LOCK_FLAGS)).collect();
     match shared.txn(asked, &refused).await {
-        Ok(_) => Finding::fine(
-            Check::Permissions,
-            "keys may be written: dlock-probe, the one that was tried, was not refused for want of a rule",
-        ),
+        Ok(_) => Finding::fine(Check::Permissions, "the key dlock-probe, the one that was tried, may be written"),
         // The token may be made for other keys than this one.
         Err(error) => Finding::from_error(Check::Permissions, &error, UNREACHABLE).softened(),
     }
