@@ -55,6 +55,11 @@ impl Person {
         }
     }
 
+    /// What the store tells of one who waits: the number of its claim is no token.
+    pub fn waiting(waiter: &Holder) -> Self {
+        Self { token: None, ..Self::of(waiter) }
+    }
+
     /// How people call it.
     pub fn name(&self) -> String {
         match (&self.owner, &self.session) {

@@ -25,7 +25,7 @@ impl Lock {
         Self {
             key: key.to_owned(),
             holders: seen.holders.iter().map(Person::of).collect(),
-            waiters: seen.waiters.as_ref().map(|waiters| waiters.iter().map(Person::of).collect()),
+            waiters: seen.waiters.as_ref().map(|waiters| waiters.iter().map(Person::waiting).collect()),
         }
     }
 }

@@ -97,8 +97,10 @@ fn whom(seen: &Inspection, me: &str, with_time: bool) -> String {
         }
     };
     let place = seen.waiters.as_ref().and_then(|waiters| waiters.iter().position(|waiter| waiter.owner() == Some(me)));
-    if let Some(ahead) = place {
-        text.push_str(&format!(", {ahead} waiting ahead"));
+    match place {
+        None => {}
+        Some(0) => text.push_str(", and we are next"),
+        Some(ahead) => text.push_str(&format!(", and {ahead} more ahead of us")),
     }
     text
 }

@@ -57,6 +57,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn guard(setting: &Setting) -> Exit {
     // Whoever signals all processes of a service at once means the command; it is told by `dlock`.
     let _ = SigSet::all().thread_block();
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::set_name(c"dlock-guardian");
     tree::adopt_orphans();
     match Guardian::begin(setting) {
         Ok(mut guardian) => {

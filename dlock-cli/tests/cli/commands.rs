@@ -25,7 +25,7 @@ fn who_shows_the_holder_and_those_who_wait() {
     assert_eq!((seen["key"].as_str(), first["pid"].as_i64()), (Some("k"), Some(holding.pid().into())));
     assert_eq!(first["metadata"]["why"], "nightly");
     assert!(first["token"].as_u64().unwrap() > 0 && first["since"].is_string() && first["host"].is_string(), "{seen}");
-    assert_eq!(next["pid"].as_i64(), Some(waiting.pid().into()));
+    assert_eq!((next["pid"].as_i64(), next["token"].as_u64()), (Some(waiting.pid().into()), None), "{seen}");
     let table = folder.told(&["who", "k"]);
     assert!(table.contains("why=nightly") && table.contains("waits, 0 ahead") && table.contains("TOKEN"), "{table}");
     assert!(!table.contains('\x1b'), "{table}");

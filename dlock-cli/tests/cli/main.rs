@@ -4,6 +4,7 @@
 mod commands;
 mod faults;
 mod peers;
+mod readme;
 mod run;
 mod support;
 mod surroundings;

@@ -62,10 +62,10 @@ fn whoever_waits_sees_who_has_it_and_for_how_long_and_leaves_nothing_on_ctrl_c()
     holding.prints("holding");
     let ahead = folder.start("ahead", &["run", "k", "--", "true"]);
     ahead.says("waiting for k");
-    let mut waiting = Terminal::run(&folder, "waiting", "exec \"$DLOCK\" run k -- true");
+    let mut waiting = Terminal::run(&folder, "waiting", "stty cols 120; exec \"$DLOCK\" run k -- true");
     waiting.shows("waiting for k for 1 s: held by ");
     waiting.shows("/dlock for ");
-    waiting.shows(", 1 waiting ahead");
+    waiting.shows(", and 1 more ahead of us");
     waiting.types(b"\x03");
     assert_eq!(waiting.code(), Some(130), "{}", waiting.shown());
     let waiters = folder.told(&["--json", "who", "k"]);
