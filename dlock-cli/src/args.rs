@@ -12,7 +12,10 @@ use crate::guardian::Setting;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "dlock", version, max_term_width = 110, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Where the locks are: consul://host:port, etcd://host:port, sqlite:///path/to/file.db. Without it, a file of yours on this machine.
+    /// Where the locks are: consul://host:port, etcd://host:port, sqlite:///path/to/file.db.
+    ///
+    /// Without it a file of yours on this machine, $XDG_STATE_HOME/dlock/locks.db or ~/.local/state/dlock/locks.db, which excludes your processes on this machine
+    /// alone.
     #[arg(long, env = "DLOCK_URL", value_name = "URL", global = true, hide_env_values = true)]
     pub backend: Option<String>,
     /// Print results as JSON, one object a line.
@@ -26,9 +29,9 @@ pub struct Cli {
     pub action: Action,
 }
 
-/// The exit codes, below every help text.
+/// The exit codes, below the help texts.
 pub const EXIT_CODES: &str = "Exit codes: the command's own, or 128 and the number of the signal that ended it; 64 usage; 69 store unreachable; \
-                              70 lock lost and command stopped; 75 busy or timed out; 77 denied; 78 configuration; 126 and 127 the command cannot be run or found.";
+                              70 lock lost and command stopped; 75 busy or timed out, nothing to break; 77 denied; 78 configuration; 126 and 127 the command cannot be run or found.";
 
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
@@ -38,8 +41,9 @@ pub enum Action {
     /// The command gets DLOCK_KEY, DLOCK_TOKEN (of an exclusive lock) and DLOCK_BACKEND, and a process group of its own. Signals are passed on
     /// to it. When the lock is lost it is sent TERM, and KILL after the grace, before another can hold the lock. When the command has
     /// ended, what it left running is ended too, and then the lock is given back.
+    #[command(after_help = EXIT_CODES)]
     Run(Run),
-    /// Hold a lock until Ctrl-C.
+    /// Hold a lock until Ctrl-C, which gives it back and ends with 0.
     Hold(Hold),
     /// Show who holds a lock, and who waits for it.
     Who {

@@ -17,10 +17,11 @@ struct Found {
 
 /// Shows one finding a line. Ends as a lock would on that store.
 pub async fn examine(store: &Store, speaker: Speaker) -> Result<Exit, Failure> {
+    let (url, locker) = (store.url()?, store.unasked()?);
     if !speaker.is_json() {
-        line(format_args!("store        {}", store.url))?;
+        line(format_args!("store        {url}"))?;
     }
-    let findings = store.unasked()?.probe().await;
+    let findings = locker.probe().await;
     for finding in &findings {
         let (word, coloured) = match finding.fitness {
             Fitness::Fine => ("ok", speaker.good("ok      ")),

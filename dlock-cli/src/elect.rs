@@ -45,7 +45,7 @@ pub async fn elect(store: &Store, elect: &Elect, speaker: Speaker, quiet: bool) 
             ended = observe(&locker, &elect.name, speaker) => ended,
         };
     }
-    if let Some(number) = reach(&locker, &store.url, &mut signals).await? {
+    if let Some(number) = reach(&locker, store.url()?, &mut signals).await? {
         return Ok(Exit::of_signal(number));
     }
     let ended = lead(&locker, elect, speaker, quiet, &mut signals).await;

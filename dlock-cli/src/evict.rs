@@ -20,7 +20,7 @@ struct Broken<'a> {
 
 /// Takes the lock away from the holder that was shown, and from no other.
 pub async fn evict(store: &Store, key: &str, yes: bool, speaker: Speaker) -> Result<Exit, Failure> {
-    let backend = dlock::backend(&store.url)?;
+    let backend = dlock::backend(store.url()?)?;
     let seen = store.unasked()?.inspect(key).await?;
     if seen.holders.is_empty() {
         return Err(Failure::new(Exit::BUSY, format!("nobody holds {key}")));

@@ -142,6 +142,13 @@ impl From<ConnectError> for Failure {
                 _ => Exit::UNREACHABLE,
             },
             ConnectError::Options(options) => of_options(options),
+            ConnectError::FeatureOff { feature } => {
+                let message = format!("this dlock was built without {feature}: cargo install dlock-cli --features {feature}");
+                return Self::new(
+                    Exit::CONFIGURATION,
+                    if *feature == "memory" { "a store in memory is of one process alone".to_owned() } else { message },
+                );
+            }
             _ => Exit::CONFIGURATION,
         };
         Self::from_error(exit, &error)

@@ -10,7 +10,7 @@ use crate::exit::{Exit, Failure};
 use crate::signals::Signals;
 use crate::speak::Speaker;
 use crate::store::Store;
-use crate::wanted::{Asked, ask, leave, reach};
+use crate::wanted::{Asked, ask, check, leave, reach};
 
 /// What is said of a lock that is held.
 #[derive(Serialize)]
@@ -27,7 +27,8 @@ struct Event<'a> {
 pub async fn hold(store: &Store, hold: &Hold, speaker: Speaker, quiet: bool) -> Result<Exit, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
     let locker = store.locker(hold.lock.ttl)?.build().map_err(|options| Failure::from_error(Exit::USAGE, &options))?;
-    if let Some(number) = reach(&locker, &store.url, &mut signals).await? {
+    check(&hold.lock, &locker)?;
+    if let Some(number) = reach(&locker, store.url()?, &mut signals).await? {
         return Ok(Exit::of_signal(number));
     }
     let asked = ask(&hold.lock, Duration::ZERO, &locker, quiet, &mut signals).await;

@@ -78,7 +78,9 @@ struct Listed {
 }
 
 /// Lists the locks that are held.
-pub async fn list(store: &Store, prefix: &str, speaker: Speaker) -> Result<Exit, Failure> {
+pub async fn list(store: &Store, prefix: &str, speaker: Speaker, quiet: bool) -> Result<Exit, Failure> {
+    // No key starts with a slash.
+    let prefix = prefix.trim_start_matches('/');
     let held = listed(store, prefix).await?;
     if speaker.is_json() {
         for (key, holder) in held {
@@ -87,11 +89,10 @@ pub async fn list(store: &Store, prefix: &str, speaker: Speaker) -> Result<Exit,
         return Ok(Exit::OK);
     }
     if held.is_empty() {
-        crate::speak::note(if prefix.is_empty() {
-            "no lock is held".to_owned()
-        } else {
-            format!("no lock is held whose key starts with {prefix}")
-        });
+        if !quiet {
+            let with = if prefix.is_empty() { String::new() } else { format!(" whose key starts with {prefix}") };
+            crate::speak::note(format_args!("no lock is held{with}"));
+        }
         return Ok(Exit::OK);
     }
     let mut rows = vec![["KEY", "HOLDER", "TOKEN", "FOR", "METADATA"].map(str::to_owned).to_vec()];
@@ -106,8 +107,8 @@ pub async fn list(store: &Store, prefix: &str, speaker: Speaker) -> Result<Exit,
 }
 
 /// All held locks with this prefix.
-pub async fn listed(store: &Store, prefix: &str) -> Result<Vec<(String, Person)>, Failure> {
-    let backend = dlock::backend(&store.url)?;
+async fn listed(store: &Store, prefix: &str) -> Result<Vec<(String, Person)>, Failure> {
+    let backend = dlock::backend(store.url()?)?;
     let held = within(backend.list(prefix)).await??;
     Ok(held.into_iter().map(|(key, holder)| (key.as_str().to_owned(), Person::of(&holder))).collect())
 }

@@ -46,6 +46,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version go to standard output; if nobody reads them, nothing is wrong.
             let _ = error.print();
+            if error.kind() == ErrorKind::UnknownArgument && std::env::args_os().any(|word| word == "run") {
+                note("the command to run comes behind --: dlock run KEY -- CMD...");
+            }
             let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             return if asked { Exit::OK } else { Exit::USAGE }.into();
         }
@@ -69,9 +72,7 @@ fn main() -> ExitCode {
 /// What asks a store, on a runtime.
 fn ask(cli: &Cli) -> Result<Exit, Failure> {
     // Whoever gives the terminal back is not in its foreground, and is not to be stopped for it.
-    let mut unheard = SigSet::empty();
-    unheard.add(Signal::SIGTTOU);
-    let _ = unheard.thread_block();
+    let _ = SigSet::from(Signal::SIGTTOU).thread_block();
     let filter = EnvFilter::try_from_env("DLOCK_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // Whoever is slow to read our lines does not keep renewals waiting.
@@ -90,8 +91,8 @@ async fn answer(cli: &Cli) -> Result<Exit, Failure> {
         Action::Run(run) => self::run::run(&store, run, cli.quiet).await,
         Action::Hold(hold) => hold::hold(&store, hold, speaker, cli.quiet).await,
         Action::Who { key } => look::who(&store, key, speaker).await,
-        Action::Ls { prefix } => look::list(&store, prefix, speaker).await,
-        Action::Watch { what } => watch::watch(&store, what, speaker).await,
+        Action::Ls { prefix } => look::list(&store, prefix, speaker, cli.quiet).await,
+        Action::Watch { what } => watch::watch(&store, what, speaker, cli.quiet).await,
         Action::Break { key, yes } => evict::evict(&store, key, *yes, speaker).await,
         Action::Elect(elect) => elect::elect(&store, elect, speaker, cli.quiet).await,
         Action::Doctor => doctor::examine(&store, speaker).await,

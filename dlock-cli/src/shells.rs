@@ -20,7 +20,7 @@ pub fn manual() -> Result<Exit, Failure> {
     let mut page = Vec::new();
     let command = Cli::command();
     let written = clap_mangen::Man::new(command.clone()).render(&mut page).and_then(|()| {
-        command.get_subcommands().filter(|one| !one.is_hide_set()).try_for_each(|one| {
+        command.get_subcommands().try_for_each(|one| {
             let man = clap_mangen::Man::new(one.clone());
             writeln!(page, ".SH \"DLOCK {}\"", one.get_name().to_uppercase())?;
             man.render_synopsis_section(&mut page)?;

@@ -13,17 +13,28 @@ use crate::exit::{Exit, Failure};
 /// The store that commands speak to.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// Its URL, as a child finds it in `DLOCK_BACKEND`.
-    pub url: String,
+    /// Its URL, as a command finds it in `DLOCK_BACKEND`. It may hold a secret as long as no backend has taken it.
+    url: String,
 }
 
 impl Store {
     /// The one that was named; else the file `dlock/locks.db` in the user's state folder, which is made.
     pub fn choose(named: Option<String>) -> Result<Self, Failure> {
         match named {
-            Some(url) if !url.is_empty() => Ok(Self { url }),
-            _ => Ok(Self { url: url_of(&embedded()?) }),
+            // Whoever named what is not set does not mean a file that no other machine knows.
+            Some(url) if url.is_empty() => {
+                let message = "--backend or DLOCK_URL is empty: name a store, or leave it out for a file of yours on this machine";
+                Err(Failure::new(Exit::USAGE, message))
+            }
+            Some(url) => Ok(Self { url }),
+            None => Ok(Self { url: url_of(&embedded()?) }),
         }
+    }
+
+    /// Its URL, once a backend has taken it: then it holds no secret.
+    pub fn url(&self) -> Result<&str, Failure> {
+        dlock::backend(&self.url)?;
+        Ok(&self.url)
     }
 
     /// Options for a locker.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dlock::{LockError, LockGuard, Locker};
+use dlock::{LockError, LockGuard, Locker, Requirement};
 
 use crate::args::Lock;
 use crate::exit::{Exit, Failure};
@@ -32,6 +32,19 @@ macro_rules! with_options {
     }};
 }
 
+/// Refuses what contradicts itself or the store, before anything is sent.
+pub fn check(lock: &Lock, locker: &Locker) -> Result<(), Failure> {
+    if let (Some(least), Some(most)) = (lock.hold_at_least, lock.hold_at_most)
+        && least > most
+    {
+        let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+        return Err(Failure::new(Exit::USAGE, format!("--hold-at-least {least} is longer than --hold-at-most {most}")));
+    }
+    dlock::Key::new(&lock.key).map_err(|error| Failure::from_error(Exit::USAGE, &error))?;
+    let needed = [lock.shared.then_some(Requirement::Shared), lock.permits.map(|_| Requirement::Permits)];
+    locker.require(needed.into_iter().flatten()).map_err(|unmet| Failure::from_error(Exit::CONFIGURATION, &unmet))
+}
+
 /// Asks for the lock as the command line says, and tells who has it meanwhile. The loss is told `stop_before` the deadline.
 pub async fn ask(
     lock: &Lock,
@@ -41,14 +54,9 @@ pub async fn ask(
     signals: &mut Signals,
 ) -> Result<Asked, Failure> {
     let key = &lock.key;
-    if let (Some(least), Some(most)) = (lock.hold_at_least, lock.hold_at_most)
-        && least > most
-    {
-        let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
-        return Err(Failure::new(Exit::USAGE, format!("--hold-at-least {least} is longer than --hold-at-most {most}")));
-    }
+    let tries = lock.try_once || lock.wait.is_some_and(|most| most.is_zero());
     let acquired = async {
-        if lock.try_once {
+        if tries {
             let request = match lock.permits {
                 Some(all) => locker.try_permits(key, all),
                 None if lock.shared => locker.try_shared(key),
@@ -70,9 +78,17 @@ pub async fn ask(
     match told(acquired, locker, key, quiet, signals).await {
         Waited::Done(Ok(Some(guard))) => Ok(Asked::Held(guard)),
         Waited::Done(Ok(None)) => Err(busy(locker, key).await),
-        Waited::Done(Err(error @ LockError::TimedOut { .. })) if lock.try_once => {
+        Waited::Done(Err(error @ LockError::TimedOut { .. })) if tries => {
             // A try that was not answered says nothing of a holder.
             Err(Failure::from_error(Exit::UNREACHABLE, &error))
+        }
+        Waited::Done(Err(error @ LockError::TimedOut { .. })) => {
+            let failure = Failure::from(error);
+            if failure.exit != Exit::BUSY {
+                return Err(failure);
+            }
+            let waited = humantime::format_duration(lock.wait.unwrap_or_default());
+            Err(Failure::new(Exit::BUSY, format!("{} after waiting for {waited}", busy(locker, key).await)))
         }
         Waited::Done(Err(error)) => Err(error.into()),
         Waited::Signalled(number) => Ok(Asked::Signalled(number)),

@@ -37,11 +37,18 @@ enum What<'a> {
 }
 
 /// Shows changes until a signal asks to end.
-pub async fn watch(store: &Store, what: &str, speaker: Speaker) -> Result<Exit, Failure> {
+pub async fn watch(store: &Store, what: &str, speaker: Speaker, quiet: bool) -> Result<Exit, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
     let subject = Subject::new(what)?;
-    let mut watching =
-        Watching { backend: dlock::backend(&store.url)?, subject, known: BTreeMap::new(), told: false, cursor: None, speaker };
+    let mut watching = Watching {
+        backend: dlock::backend(store.url()?)?,
+        subject,
+        known: BTreeMap::new(),
+        told: false,
+        cursor: None,
+        speaker,
+        quiet,
+    };
     tokio::select! {
         biased;
         _ = signals.end() => Ok(Exit::OK),
@@ -72,6 +79,7 @@ struct Watching {
     told: bool,
     cursor: Option<dlock::Cursor>,
     speaker: Speaker,
+    quiet: bool,
 }
 
 impl Watching {
@@ -81,7 +89,10 @@ impl Watching {
         loop {
             match self.look().await {
                 Ok(locks) => {
-                    out_of_reach = false;
+                    if std::mem::take(&mut out_of_reach) {
+                        // Whoever was told that nothing is known hears everything again.
+                        self.known.clear();
+                    }
                     if let Err(failure) = self.tell(locks) {
                         return failure;
                     }
@@ -89,10 +100,8 @@ impl Watching {
                 }
                 Err(failure) if failure.exit != Exit::UNREACHABLE => return failure,
                 Err(failure) => {
-                    if !out_of_reach
-                        && let Err(failure) =
-                            self.say(What::Unreachable { reason: failure.to_string() }, "the store is out of reach")
-                    {
+                    let (reason, text) = (failure.to_string(), format!("the store is out of reach: {failure}"));
+                    if !out_of_reach && let Err(failure) = self.say(What::Unreachable { reason }, &text) {
                         return failure;
                     }
                     out_of_reach = true;
@@ -135,7 +144,7 @@ impl Watching {
         for key in self.known.keys().filter(|key| !locks.contains_key(*key)) {
             self.show(&Lock { key: key.clone(), holders: Vec::new(), waiters: None })?;
         }
-        if !self.told && locks.is_empty() {
+        if !self.told && !self.quiet && locks.is_empty() {
             crate::speak::note("no lock is held yet; waiting for changes");
         }
         self.told = true;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use nix::sys::signal::{SigSet, Signal as Blocked};
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, getpgrp, getppid};
 use rustix::termios::tcsetpgrp;
 
@@ -26,14 +26,15 @@ pub fn become_command(guardian: i32, terminal: bool, command: &[OsString]) -> Ex
         return Exit::LOST;
     }
     if terminal {
-        // Who is not in the foreground is stopped for this, unless it does not hear.
-        let mut unheard = SigSet::empty();
-        unheard.add(Blocked::SIGTTOU);
-        let _ = unheard.thread_block();
+        // Whoever is not in the foreground is stopped for this, but the guardian's mask is still ours.
         let _ = tcsetpgrp(rustix::stdio::stdin(), getpgrp());
     }
     let Some((program, arguments)) = command.split_first() else { return Exit::USAGE };
-    // Blocks no signal: the standard library sees to that.
+    // The guardian blocks all signals, and a mask outlives all that is started.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        note(format_args!("the command would hear no signals: {error}"));
+        return Exit::CANNOT_RUN;
+    }
     let error = Command::new(program).args(arguments).exec();
     note(format_args!("cannot run {}: {error}", program.display()));
     if error.kind() == io::ErrorKind::NotFound { Exit::NOT_FOUND } else { Exit::CANNOT_RUN }

@@ -66,10 +66,8 @@ pub fn guard(setting: &Setting) -> Exit {
             guardian.tell(&Report::Gone(gone));
             Exit::OK
         }
-        Err(error) => {
-            crate::speak::note(format_args!("the guardian cannot work: {error}"));
-            Exit::CANNOT_RUN
-        }
+        // `dlock` was told, and tells.
+        Err(_) => Exit::CANNOT_RUN,
     }
 }
 
@@ -97,9 +95,8 @@ impl Guardian {
         let (grace, margin) = (Duration::from_millis(setting.grace), Duration::from_millis(setting.margin));
         let kill_at = setting.until.minus(margin);
         if BootTime::now() >= kill_at.minus(grace) {
-            let _ =
-                (&socket).write_all(&line(&Report::NotStarted("the deadline passed before the command could start".to_owned())));
-            return Err(io::Error::other("the deadline passed before the command could start"));
+            let _ = (&socket).write_all(&line(&Report::TooLate));
+            return Err(io::ErrorKind::TimedOut.into());
         }
         let terminal = match setting.terminal.and_then(Pid::from_raw) {
             Some(group) => Some((stdin.try_clone()?, group)),

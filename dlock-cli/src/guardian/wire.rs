@@ -29,6 +29,8 @@ pub enum Report {
     Started(i32),
     /// The command and all that it started are gone.
     Gone(Gone),
+    /// There is no command: the deadline was too near.
+    TooLate,
     /// There is no command, and why.
     NotStarted(String),
 }

@@ -51,6 +51,8 @@ pub struct Job {
 pub enum Outcome {
     /// It is gone, with all that came from it.
     Gone(Gone),
+    /// There was no time left for it.
+    TooLate,
     /// It could not be started, and why.
     NotStarted(String),
     /// The guardian is gone, and the command with it.
@@ -114,6 +116,7 @@ impl Job {
                     let _ = self.guardian.wait().await;
                     return Outcome::Gone(gone);
                 }
+                Some(Report::TooLate) => return Outcome::TooLate,
                 Some(Report::NotStarted(why)) => return Outcome::NotStarted(why),
                 None => {
                     self.kill().await;

@@ -16,7 +16,7 @@ use crate::guardian::wire::{Gone, Why};
 use crate::signals::{Signals, asks_to_end};
 use crate::speak::note;
 use crate::store::Store;
-use crate::wanted::{Asked, ask, leave, reach};
+use crate::wanted::{Asked, ask, check, leave, reach};
 
 /// What a command has to stop, unless set otherwise or the ttl is short.
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
@@ -28,12 +28,13 @@ pub async fn run(store: &Store, run: &Run, quiet: bool) -> Result<Exit, Failure>
         measurements::serve(address)?;
     }
     let locker = store.locker(run.lock.ttl)?.build().map_err(|options| Failure::from_error(Exit::USAGE, &options))?;
+    check(&run.lock, &locker)?;
     let times = Times::new(run, locker.ttl())?;
     if let Some(failure) = program::refusal(&run.command) {
         return Err(failure);
     }
     if !run.forever
-        && let Some(number) = reach(&locker, &store.url, &mut signals).await?
+        && let Some(number) = reach(&locker, store.url()?, &mut signals).await?
     {
         return Ok(Exit::of_signal(number));
     }
@@ -55,6 +56,9 @@ struct Times {
 impl Times {
     fn new(run: &Run, ttl: Duration) -> Result<Self, Failure> {
         let hold = run.lock.hold_at_most.unwrap_or(Duration::MAX);
+        if hold.is_zero() {
+            return Err(Failure::new(Exit::USAGE, "--hold-at-most must be longer than zero"));
+        }
         // The work is to have at least half of the time that it may take.
         let grace = run.grace.unwrap_or_else(|| DEFAULT_GRACE.min(ttl / 3).min(hold / 2));
         let margin = (ttl / 12).clamp(Duration::from_millis(20), Duration::from_millis(500)).min(hold / 8);
@@ -134,7 +138,7 @@ impl Supervisor<'_> {
     /// Runs the command for as long as the lock is held.
     async fn term(&mut self, guard: LockGuard) -> Result<Term, Failure> {
         let since = Instant::now();
-        let task = self.task(guard.token());
+        let task = self.task(guard.token())?;
         let mut job = Job::start(&task, guard.held())
             .map_err(|error| Failure::new(Exit::CANNOT_RUN, format!("cannot start the guardian: {error}")))?;
         let mut asked = false;
@@ -156,18 +160,21 @@ impl Supervisor<'_> {
         Ok(term)
     }
 
-    fn task(&self, token: Option<FencingToken>) -> Task {
-        Task {
+    fn task(&self, token: Option<FencingToken>) -> Result<Task, Failure> {
+        let url = self.store.url()?.to_owned();
+        Ok(Task {
             command: self.run.command.clone(),
             environment: vec![
                 ("DLOCK_KEY", Some(self.run.lock.key.clone())),
-                ("DLOCK_BACKEND", Some(self.store.url.clone())),
+                ("DLOCK_BACKEND", Some(url.clone())),
+                // A `dlock` within the command means the same store.
+                ("DLOCK_URL", Some(url)),
                 // A command under two locks must not take the other's for this one's.
                 ("DLOCK_TOKEN", token.map(|token| token.get().to_string())),
             ],
             grace: self.times.grace,
             margin: self.times.margin,
-        }
+        })
     }
 
     /// What the command's end means.
@@ -183,6 +190,10 @@ impl Supervisor<'_> {
                         Ok(Term { exit: Exit::LOST, asked })
                     }
                 }
+            }
+            Outcome::TooLate => {
+                note(format_args!("the lock {key} was lost before the command could start"));
+                Ok(Term { exit: Exit::LOST, asked })
             }
             Outcome::NotStarted(why) => Err(Failure::new(Exit::CANNOT_RUN, format!("the command was not started: {why}"))),
             Outcome::Unguarded => {

@@ -35,7 +35,7 @@ impl Folder {
 
     /// The command, with the embedded store of this folder and nothing of the surroundings' settings.
     pub fn dlock<I: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dlock"));
+        let mut command = unignoring(env!("CARGO_BIN_EXE_dlock"));
         command.env("XDG_STATE_HOME", self.0.path()).stdin(Stdio::null()).args(arguments);
         for name in ["DLOCK_URL", "DLOCK_LOG", "DLOCK_TOKEN"] {
             command.env_remove(name);
@@ -76,6 +76,13 @@ impl Folder {
     pub fn log(&self) -> Log {
         Log(self.path("log"))
     }
+}
+
+/// A program that hears signals, also if these tests run where some are ignored, as behind `nohup` or in a script's background.
+pub fn unignoring(program: &str) -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal", program]);
+    command
 }
 
 /// A `dlock` that runs; killed when dropped, and then its guardian ends the command.

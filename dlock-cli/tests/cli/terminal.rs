@@ -1,9 +1,9 @@
 //! On a terminal, which util-linux's `script` makes.
 
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use crate::support::{Folder, until};
+use crate::support::{Folder, unignoring, until};
 
 /// A command on a terminal of its own; what it shows goes to a file.
 struct Terminal {
@@ -14,7 +14,7 @@ struct Terminal {
 impl Terminal {
     fn run(folder: &Folder, name: &str, line: &str) -> Self {
         let shown = folder.path(name);
-        let mut command = Command::new("script");
+        let mut command = unignoring("script");
         command
             .args(["-qefc", line])
             .arg(&shown)
