@@ -130,19 +130,19 @@ pub struct Lock {
     #[arg(long = "try", conflicts_with = "wait")]
     pub try_once: bool,
     /// Wait for so long at most, then end with 75; for example 30s or 5m.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub wait: Option<Duration>,
     /// How long the lock outlives a machine that has fallen silent [default: 15s, moved into what the store takes].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub ttl: Option<Duration>,
     /// What others read of the holder; may be given several times.
     #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
     pub metadata: Vec<(String, String)>,
     /// Keep the lock for so long even if all is done earlier, for jobs that start on machines whose clocks differ.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub hold_at_least: Option<Duration>,
     /// Give the lock up after so long; a command is ended by then.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub hold_at_most: Option<Duration>,
     /// Share the lock with all others who ask for it shared; etcd, SQLite, and Consul with ?fair=true.
     #[arg(long, conflicts_with = "permits")]
@@ -159,7 +159,7 @@ pub struct Run {
     #[command(flatten)]
     pub lock: Lock,
     /// What the command has between TERM and KILL when the lock is lost; a third of the ttl at most [default: 5s, or less with a short ttl].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub grace: Option<Duration>,
     /// Wait for the lock again when the command has ended or the lock was lost, until told to end: a supervised singleton.
     #[arg(long, conflicts_with_all = ["try_once", "wait"])]
@@ -192,8 +192,15 @@ pub struct Elect {
     #[arg(long, conflicts_with_all = ["value", "ttl"])]
     pub observe: bool,
     /// How long a leader that has fallen silent is still thought to lead [default: 15s, moved into what the store takes].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub ttl: Option<Duration>,
+}
+
+/// A duration that can be reckoned with.
+fn duration(text: &str) -> Result<Duration, String> {
+    const MOST: Duration = Duration::from_secs(10 * 365 * 86_400);
+    let parsed = humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 30s, 5m or 1h"))?;
+    if parsed > MOST { Err("it must not be longer than ten years".to_owned()) } else { Ok(parsed) }
 }
 
 fn entry(text: &str) -> Result<(String, String), String> {

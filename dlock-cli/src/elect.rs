@@ -45,8 +45,8 @@ pub async fn elect(store: &Store, elect: &Elect, speaker: Speaker, quiet: bool) 
             ended = observe(&locker, &elect.name, speaker) => ended,
         };
     }
-    if let Some(number) = reach(&locker, store.url()?, &mut signals).await? {
-        return Ok(Exit::of_signal(number));
+    if let Some(ended) = reach(&locker, store.url()?, &mut signals).await {
+        return ended;
     }
     let ended = lead(&locker, elect, speaker, quiet, &mut signals).await;
     leave(&locker).await;
@@ -71,17 +71,24 @@ async fn lead(
     };
     let token = term.token().map(dlock::FencingToken::get);
     let with_token = token.map_or(String::new(), |token| format!(", token {token}"));
-    speaker
-        .say(&Event { token, ..Event::new("elected", name) }, format_args!("elected to lead {name}{with_token}; Ctrl-C resigns"))?;
-    let ended = tokio::select! {
-        biased;
-        reason = term.lost() => {
-            if speaker.is_json() {
-                speaker.say(&Event { token, reason: Some(reason.to_string()), ..Event::new("lost", name) }, "")?;
+    let elected = Event { token, ..Event::new("elected", name) };
+    let mut said = speaker.say_soon(&elected, format!("elected to lead {name}{with_token}; Ctrl-C resigns"));
+    let mut unsaid = true;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            reason = term.lost() => {
+                if !unsaid && speaker.is_json() {
+                    let _ = speaker.say(&Event { token, reason: Some(reason.to_string()), ..Event::new("lost", name) }, "");
+                }
+                break Err(Failure::new(Exit::LOST, format!("the lead of {name} was lost: {reason}")));
             }
-            Err(Failure::new(Exit::LOST, format!("the lead of {name} was lost: {reason}")))
+            _ = signals.end() => break Ok(Exit::OK),
+            outcome = &mut said, if unsaid => match outcome {
+                Ok(()) => unsaid = false,
+                Err(failure) => break Err(failure),
+            },
         }
-        _ = signals.end() => Ok(Exit::OK),
     };
     if let Err(unknown) = term.resign().await {
         crate::speak::note(unknown);
@@ -110,7 +117,7 @@ async fn observe(locker: &dlock::Locker, name: &str, speaker: Speaker) -> Result
                 let reason = cause.map_or("the store does not answer".to_owned(), |cause| cause.to_string());
                 speaker.say(
                     &Event { reason: Some(reason.clone()), ..Event::new("unknown", name) },
-                    format_args!("it is not known who leads {name}: {reason}"),
+                    format_args!("it is not known who leads {name}: {}", harmless(&reason)),
                 )?;
             }
             _ => {}

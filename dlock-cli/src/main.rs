@@ -17,6 +17,7 @@ mod shells;
 mod signals;
 mod speak;
 mod store;
+mod terminal;
 mod waiting;
 mod wanted;
 mod watch;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use tracing_subscriber::EnvFilter;
 
 use self::args::{Action, Cli, Inner};
@@ -34,6 +35,20 @@ use self::speak::{Speaker, note};
 use self::store::Store;
 
 fn main() -> ExitCode {
+    wait_for_children();
+    let exit = chosen();
+    speak::finish();
+    exit
+}
+
+/// Sees to it that children are there to be waited for when they end: whoever started us may have had us ignore their ends.
+#[allow(unsafe_code)]
+fn wait_for_children() {
+    // SAFETY: the default action runs none of our code, and there is no handler that it could replace: no other thread has been started yet.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+}
+
+fn chosen() -> ExitCode {
     if Inner::is_asked_for() {
         return match Inner::parse() {
             Inner::Guardian(setting) => guardian::guard(&setting),

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::process::{getpid, kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that are passed on to a command, or end what `dlock` does; those that were to be ignored when it was started, as by `nohup`,
@@ -20,6 +21,7 @@ impl Signals {
             SignalKind::user_defined1(),
             SignalKind::user_defined2(),
             SignalKind::window_change(),
+            SignalKind::from_raw(suspend()),
         ];
         let ignored = ignored();
         let heard = kinds.into_iter().map(|kind| kind.as_raw_value()).filter(|number| ignored >> (number - 1) & 1 == 0);
@@ -39,15 +41,23 @@ impl Signals {
         .await
     }
 
-    /// The number of the next that asks to end.
+    /// The number of the next that asks to end. Stops, as is usual, for one that asks for that.
     pub async fn end(&mut self) -> i32 {
         loop {
             let number = self.next().await;
+            if number == suspend() {
+                let _ = kill_process(getpid(), rustix::process::Signal::STOP);
+            }
             if asks_to_end(number) {
                 return number;
             }
         }
     }
+}
+
+/// The signal by which the keyboard asks to stop for a while.
+pub fn suspend() -> i32 {
+    rustix::process::Signal::TSTP.as_raw()
 }
 
 /// Whether this signal asks to end.

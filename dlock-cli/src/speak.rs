@@ -2,15 +2,52 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::exit::{Exit, Failure};
 
-/// One line to who runs this.
+/// One line to who runs this, soon: nobody is kept waiting by a terminal that is not read. Nothing in it steers the terminal.
 pub fn note(message: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "dlock: {message}");
+    tell(format!("dlock: {}\n", harmless(&message.to_string())));
 }
+
+/// Something on standard error as it is, soon; left out if what was said before is not read.
+pub fn tell(text: String) {
+    let _ = VOICE.try_send(Said::Text(text));
+}
+
+/// Waits until all was written that was said, but not for a reader that does not read.
+pub fn finish() {
+    let (done, heard) = sync_channel(1);
+    if VOICE.try_send(Said::All(done)).is_ok() {
+        let _ = heard.recv_timeout(Duration::from_secs(1));
+    }
+}
+
+enum Said {
+    Text(String),
+    /// Everything before was written.
+    All(SyncSender<()>),
+}
+
+/// Who writes to standard error, and may be kept waiting for it. The thread ends with the process.
+static VOICE: LazyLock<SyncSender<Said>> = LazyLock::new(|| {
+    let (voice, said) = sync_channel(256);
+    std::thread::spawn(move || {
+        for said in said {
+            match said {
+                Said::Text(text) => _ = io::stderr().lock().write_all(text.as_bytes()),
+                Said::All(done) => _ = done.try_send(()),
+            }
+        }
+    });
+    voice
+});
 
 /// Where results go, and in which form.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +76,14 @@ impl Speaker {
             return line(json);
         }
         line(text)
+    }
+
+    /// One result, by a thread of its own: whoever holds a lock is not kept waiting by a reader.
+    pub fn say_soon(self, result: &impl Serialize, text: String) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> {
+        let json = self.json.then(|| serde_json::to_string(result)).transpose();
+        let line_of = json.map(|json| json.unwrap_or(text)).map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error));
+        let written = tokio::task::spawn_blocking(move || line(line_of?));
+        Box::pin(async move { written.await.unwrap_or(Ok(())) })
     }
 
     /// Something good.

@@ -1,14 +1,14 @@
 //! Waiting for a lock, and telling who has it meanwhile.
 
 use std::future::Future;
-use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use dlock::{Inspection, Locker};
 
 use crate::holder::{Person, age};
 use crate::signals::Signals;
-use crate::speak::{harmless, note};
+use crate::speak::{harmless, note, tell};
+use crate::terminal::is_ours;
 
 /// How a wait ended.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ const SELDOM: Duration = Duration::from_secs(15);
 /// Awaits `lock`, and says on standard error whom it waits for: on a terminal in one line that changes, elsewhere once for each holder.
 pub async fn told<T>(lock: impl Future<Output = T>, locker: &Locker, key: &str, quiet: bool, signals: &mut Signals) -> Waited<T> {
     tokio::pin!(lock);
-    let mut line = Line { terminal: io::stderr().is_terminal(), shown: false, last: None };
+    let mut line = Line { terminal: is_ours(rustix::stdio::stderr()), shown: false, last: None };
     let telling = async {
         if quiet {
             return std::future::pending::<()>().await;
@@ -66,12 +66,12 @@ impl Line {
             }
             return;
         }
-        let text = format!("dlock: waiting for {key} for {} s: {whom}", waited.as_secs());
+        let text = harmless(&format!("dlock: waiting for {key} for {} s: {whom}", waited.as_secs()));
         let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).map_or(0, |size| usize::from(size.ws_col));
         // A terminal that does not tell its width is taken for a usual one.
         let width = if width < 20 { 80 } else { width };
         let text: String = text.chars().take(width - 1).collect();
-        let _ = write!(io::stderr().lock(), "\r\x1b[2K{text}").and_then(|()| io::stderr().flush());
+        tell(format!("\r\x1b[2K{text}"));
         self.shown = true;
     }
 }
@@ -79,7 +79,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         if self.shown {
-            let _ = write!(io::stderr().lock(), "\r\x1b[2K");
+            tell("\r\x1b[2K".to_owned());
         }
     }
 }
@@ -93,7 +93,7 @@ fn whom(seen: &Inspection, me: &str, with_time: bool) -> String {
             let held_for = holder.since.as_deref().and_then(age).filter(|_| with_time);
             let held_for = held_for.map_or(String::new(), |age| format!(" for {age}"));
             let others = if seen.holders.len() > 1 { format!(" and {} more", seen.holders.len() - 1) } else { String::new() };
-            format!("held by {}{others}{held_for}", harmless(&holder.name()))
+            format!("held by {}{others}{held_for}", holder.name())
         }
     };
     let place = seen.waiters.as_ref().and_then(|waiters| waiters.iter().position(|waiter| waiter.owner() == Some(me)));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dlock::{LockError, LockGuard, Locker, Requirement};
+use tokio::time::Instant;
 
 use crate::args::Lock;
 use crate::exit::{Exit, Failure};
@@ -115,18 +116,39 @@ pub async fn leave(locker: &Locker) {
     }
 }
 
-/// Opens the locker's session, so that a store that is out of reach is told at once; `None` when this signal came first.
-pub async fn reach(locker: &Locker, url: &str, signals: &mut Signals) -> Result<Option<i32>, Failure> {
+/// Opens the locker's session, so that a store that is out of reach is told at once. What to end with, if it is not reached or a signal came first.
+pub async fn reach(locker: &Locker, url: &str, signals: &mut Signals) -> Option<Result<Exit, Failure>> {
     const PATIENCE: Duration = Duration::from_secs(5);
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        number = signals.end() => Ok(Some(number)),
+        number = signals.end() => Ok(Exit::of_signal(number)),
         ready = locker.ready(PATIENCE) => match ready {
-            Ok(()) => Ok(None),
+            Ok(()) => return None,
             Err(error) => {
                 let failure = Failure::from(error);
                 Err(Failure::new(failure.exit, format!("the store at {url} is not ready: {failure}")))
             }
         },
+    };
+    // A session may be opening.
+    leave(locker).await;
+    Some(ended)
+}
+
+/// Keeps a lock until it was held for `least`. Whether a signal asked to end first.
+pub async fn keep(guard: &LockGuard, since: Instant, least: Duration, quiet: bool, signals: &mut Signals) -> bool {
+    let left = least.saturating_sub(since.elapsed());
+    if left.is_zero() {
+        return false;
+    }
+    if !quiet {
+        let left = humantime::format_duration(Duration::from_secs(left.as_secs() + 1));
+        note(format_args!("{} stays locked for another {left}; Ctrl-C or TERM gives it back now", guard.key()));
+    }
+    tokio::select! {
+        biased;
+        _ = guard.lost() => false,
+        _ = signals.end() => true,
+        () = tokio::time::sleep(left) => false,
     }
 }

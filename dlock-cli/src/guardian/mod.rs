@@ -9,8 +9,9 @@ pub mod tree;
 pub mod wire;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -19,12 +20,13 @@ use std::time::Duration;
 pub use command::become_command;
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpid, waitid};
-use rustix::termios::tcsetpgrp;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpid, kill_process_group, waitid};
 
 use self::wire::{BootTime, Gone, Incoming, Order, Report, Why, line};
 use crate::args::Inner;
 use crate::exit::Exit;
+use crate::terminal::Terminal;
 
 /// What the guardian is started with.
 #[derive(Clone, Debug, clap::Args)]
@@ -47,11 +49,11 @@ pub struct Setting {
 }
 
 /// So often it is looked whether anything is left of a command that is being ended.
-const LOOK: Duration = Duration::from_millis(10);
-/// So often a command that runs is looked at for what nobody tells of.
-const CARE: Duration = Duration::from_secs(1);
-/// Processes that live on for so long after `KILL` are not waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// So often those are waited for that a command left behind and that have ended.
+const REAP_INTERVAL: Duration = Duration::from_secs(1);
+/// Processes that live on for so long after `KILL` cannot be killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The guardian's whole life; its standard input is the socket to `dlock`.
 pub fn guard(setting: &Setting) -> Exit {
@@ -75,17 +77,28 @@ struct Guardian {
     dlock: Option<UnixStream>,
     incoming: Incoming,
     leader: Pid,
+    /// The command's process group, for as long as its leader was not waited for: then the number may be another's.
+    group: Option<Pid>,
     /// Tells that the leader has ended, where the system has that.
-    ending: Option<OwnedFd>,
+    pidfd: Option<OwnedFd>,
     grace: Duration,
     margin: Duration,
-    /// Where the command is not ended by something else, it is killed then.
-    kill_at: BootTime,
-    /// `TERM` was sent, and why.
-    ended: Option<Why>,
+    /// The command must be killed by then.
+    kill_by: BootTime,
+    /// `TERM` was sent.
+    stopping: Option<Stopping>,
     /// How the leader ended.
     status: Option<u8>,
-    terminal: Option<(OwnedFd, Pid)>,
+    /// It was told that some cannot be killed.
+    told_of_lingering: bool,
+    terminal: Option<Terminal>,
+}
+
+/// A command that is being ended.
+#[derive(Clone, Copy)]
+struct Stopping {
+    why: Why,
+    kill_at: BootTime,
 }
 
 impl Guardian {
@@ -93,13 +106,13 @@ impl Guardian {
         let socket = UnixStream::from(rustix::stdio::stdin().try_clone_to_owned()?);
         let stdin = wire::take_over(&socket)?;
         let (grace, margin) = (Duration::from_millis(setting.grace), Duration::from_millis(setting.margin));
-        let kill_at = setting.until.minus(margin);
-        if BootTime::now() >= kill_at.minus(grace) {
+        let kill_by = setting.until.minus(margin);
+        if BootTime::now() >= kill_by.minus(grace) {
             let _ = (&socket).write_all(&line(&Report::TooLate));
             return Err(io::ErrorKind::TimedOut.into());
         }
         let terminal = match setting.terminal.and_then(Pid::from_raw) {
-            Some(group) => Some((stdin.try_clone()?, group)),
+            Some(owner) => Some(Terminal::of(stdin.try_clone()?, owner)),
             None => None,
         };
         let mut command = Command::new(myself());
@@ -117,21 +130,26 @@ impl Guardian {
         };
         let leader = Pid::from_child(&child);
         #[cfg(target_os = "linux")]
-        let ending = rustix::process::pidfd_open(leader, rustix::process::PidfdFlags::empty()).ok();
+        let pidfd = rustix::process::pidfd_open(leader, rustix::process::PidfdFlags::empty()).ok();
         #[cfg(not(target_os = "linux"))]
-        let ending = None;
-        // Whoever does not read must not hold up the guardian.
+        let pidfd = None;
+        // Whoever does not read, be it `dlock` or a terminal, must not hold up the guardian.
         socket.set_nonblocking(true)?;
+        let nowhere = File::options().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&nowhere)?;
+        rustix::stdio::dup2_stderr(&nowhere)?;
         let mut guardian = Self {
             dlock: Some(socket),
             incoming: Incoming::default(),
             leader,
-            ending,
+            group: Some(leader),
+            pidfd,
             grace,
             margin,
-            kill_at,
-            ended: None,
+            kill_by,
+            stopping: None,
             status: None,
+            told_of_lingering: false,
             terminal,
         };
         guardian.tell(&Report::Started(leader.as_raw_nonzero().get()));
@@ -140,29 +158,20 @@ impl Guardian {
 
     /// Until the command and all that came from it are gone.
     fn watch(&mut self) -> Gone {
-        let mut cared = BootTime::now();
+        let mut reaped = BootTime::now();
         loop {
             self.hear();
             self.look_at_leader();
             let now = BootTime::now();
-            if self.ended.is_none() && now >= self.kill_at.minus(self.grace) {
-                self.end(Why::Deadline);
-            }
-            if let Some(why) = self.ended {
-                let left = tree::descendants(Some(self.leader));
-                if self.status.is_some() && left.is_empty() {
-                    return self.gone(why, left);
+            if let Some(stopping) = self.stopping {
+                if let Some(gone) = self.end_all(stopping, now) {
+                    return gone;
                 }
-                if now >= self.kill_at {
-                    tree::signal_all(self.leader, Signal::KILL);
-                    if now >= self.kill_at.plus(PATIENCE) {
-                        return self.gone(why, left);
-                    }
-                }
-            } else if now.since(cared) >= CARE {
-                cared = now;
-                // Waits for the adopted ones that ended.
-                let _ = tree::descendants(Some(self.leader));
+            } else if now >= self.kill_by.minus(self.grace) {
+                self.stop(Why::Deadline);
+            } else if now.since(reaped) >= REAP_INTERVAL {
+                reaped = now;
+                tree::reap_adopted(&[self.leader]);
             }
             self.nap(now);
         }
@@ -171,16 +180,16 @@ impl Guardian {
     /// Until something may have happened.
     fn nap(&self, now: BootTime) {
         // The clock of `poll` stands still while the machine is suspended, so it is never asked for long.
-        let nap = match self.ended {
-            Some(_) => LOOK,
-            None => self.kill_at.minus(self.grace).since(now).clamp(LOOK, CARE / 4),
+        let nap = match self.stopping {
+            Some(_) => LOOK_INTERVAL,
+            None => self.kill_by.minus(self.grace).since(now).clamp(LOOK_INTERVAL, REAP_INTERVAL / 4),
         };
         let mut watched = Vec::with_capacity(2);
         if let Some(dlock) = &self.dlock {
             watched.push(PollFd::new(dlock, PollFlags::IN));
         }
-        if let (Some(ending), None) = (&self.ending, self.status) {
-            watched.push(PollFd::new(ending, PollFlags::IN));
+        if let (Some(pidfd), None) = (&self.pidfd, self.status) {
+            watched.push(PollFd::new(pidfd, PollFlags::IN));
         }
         let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(nap.subsec_nanos()) };
         let _ = poll(&mut watched, Some(&timeout));
@@ -200,32 +209,70 @@ impl Guardian {
         }
         while let Some(order) = self.incoming.next() {
             match order {
-                // What was told to end is not told to go on.
-                Order::Until(until) if self.ended.is_none() => self.kill_at = self.kill_at.max(until.minus(self.margin)),
-                Order::Until(_) => {}
-                Order::Signal(number) => {
-                    if let Some(signal) = Signal::from_named_raw(number) {
-                        let _ = rustix::process::kill_process_group(self.leader, signal);
-                    }
-                }
-                Order::End => self.end(Why::Asked),
+                // A command that was told to end is killed when its grace is over, whatever comes.
+                Order::Until(until) => self.kill_by = self.kill_by.max(until.minus(self.margin)),
+                Order::Signal(number) => self.pass_on(number),
+                Order::End => self.stop(Why::Asked),
             }
         }
         if self.dlock.is_none() {
-            self.end(Why::Asked);
+            self.stop(Why::Asked);
+        }
+    }
+
+    fn pass_on(&self, number: i32) {
+        let (Some(group), Some(signal)) = (self.group, Signal::from_named_raw(number)) else { return };
+        let _ = kill_process_group(group, signal);
+        if [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT].contains(&signal) {
+            // What is stopped does not hear it.
+            let _ = kill_process_group(group, Signal::CONT);
         }
     }
 
     /// Sends `TERM`, and sees to it that `KILL` comes after the grace, but not after the deadline.
-    fn end(&mut self, why: Why) {
-        if self.ended.is_some() {
+    fn stop(&mut self, why: Why) {
+        if self.stopping.is_some() {
             return;
         }
-        self.ended = Some(why);
-        self.kill_at = self.kill_at.min(BootTime::now().plus(self.grace));
-        tree::signal_all(self.leader, Signal::TERM);
-        // What is stopped hears nothing else.
-        tree::signal_all(self.leader, Signal::CONT);
+        let kill_at = self.kill_by.min(BootTime::now().plus(self.grace));
+        self.stopping = Some(Stopping { why, kill_at });
+        tree::signal_all(self.group, Signal::TERM, &[]);
+        tree::signal_all(self.group, Signal::CONT, &[]);
+    }
+
+    /// Ends what is left, by `KILL` when its time is over; how it all ended, once that is so.
+    fn end_all(&mut self, stopping: Stopping, now: BootTime) -> Option<Gone> {
+        let Stopping { why, kill_at } = stopping;
+        if self.status.is_some() && self.nothing_is_left() {
+            return Some(self.gone(why, Vec::new()));
+        }
+        if now < kill_at {
+            return None;
+        }
+        tree::signal_all(self.group, Signal::KILL, &[]);
+        tree::chase(&[]);
+        if now < kill_at.plus(KILL_TIMEOUT) {
+            return None;
+        }
+        let left = tree::descendants(&[]).into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+        if why != Why::Itself || now >= self.kill_by || self.dlock.is_none() {
+            return Some(self.gone(why, left));
+        }
+        // The lock is sound, and kept for as long as something runs under it.
+        if !std::mem::replace(&mut self.told_of_lingering, true) {
+            self.tell(&Report::Lingering(left));
+        }
+        None
+    }
+
+    /// Whether all that came from the command is gone; the leader, whose end is known, is waited for last.
+    fn nothing_is_left(&mut self) -> bool {
+        if !tree::descendants(&[]).is_empty() {
+            return false;
+        }
+        // A look may miss one; the system does not.
+        self.group = None;
+        tree::reap_all()
     }
 
     /// Finds out whether the leader has ended, without waiting for it: its number stays its own, and that of its group.
@@ -234,30 +281,40 @@ impl Guardian {
             return;
         }
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        if let Ok(Some(status)) = waitid(WaitId::Pid(self.leader), options) {
-            self.status = Some(code(&status));
-            // What it left behind is no longer under the lock's protection once that is given back.
-            self.end(Why::Itself);
-            return;
-        }
-        let stopped = waitid(WaitId::Pid(self.leader), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG);
-        let by_keyboard =
-            stopped.is_ok_and(|status| status.is_some_and(|status| status.stopping_signal() == Some(Signal::TSTP.as_raw())));
-        if by_keyboard && self.terminal.is_some() {
-            crate::speak::note("a command under a lock is not suspended by the keyboard; it goes on");
-            let _ = rustix::process::kill_process_group(self.leader, Signal::CONT);
+        match waitid(WaitId::Pid(self.leader), options) {
+            Ok(None) | Err(Errno::INTR) => self.look_at_stop(),
+            Ok(Some(status)) => {
+                self.status = Some(code(&status));
+                // What it left behind is no longer under the lock's protection once that is given back.
+                self.stop(Why::Itself);
+            }
+            // Somebody else has waited for it: how it ended is not known.
+            Err(_) => {
+                (self.status, self.group) = (Some(Exit::KILLED.code()), None);
+                self.stop(Why::Itself);
+            }
         }
     }
 
-    fn gone(&mut self, why: Why, left: Vec<Pid>) -> Gone {
-        if let Some((terminal, group)) = self.terminal.take() {
-            let _ = tcsetpgrp(terminal, group);
+    /// A command that has the terminal is not suspended by its keyboard; one that wants a terminal it does not have is told of.
+    fn look_at_stop(&mut self) {
+        let stopped = waitid(WaitId::Pid(self.leader), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG);
+        let Some(signal) = stopped.ok().flatten().and_then(|status| status.stopping_signal()) else { return };
+        let continued = signal == Signal::TSTP.as_raw() && self.terminal.is_some();
+        if continued && let Some(group) = self.group {
+            let _ = kill_process_group(group, Signal::CONT);
         }
-        Gone {
-            code: self.status.unwrap_or(Exit::KILLED.code()),
-            why,
-            left: left.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect(),
+        if continued || [Signal::TTIN.as_raw(), Signal::TTOU.as_raw()].contains(&signal) {
+            self.tell(&Report::Suspended { continued });
         }
+    }
+
+    fn gone(&mut self, why: Why, left: Vec<i32>) -> Gone {
+        let code = self.status.unwrap_or(Exit::KILLED.code());
+        if let Some(terminal) = self.terminal.take() {
+            terminal.give_back(self.leader, why != Why::Itself || code > 128);
+        }
+        Gone { code, why, left }
     }
 
     fn tell(&mut self, report: &Report) {
@@ -278,9 +335,4 @@ fn code(status: &WaitIdStatus) -> u8 {
 pub fn myself() -> std::path::PathBuf {
     let link = std::path::PathBuf::from("/proc/self/exe");
     if link.exists() { link } else { std::env::current_exe().unwrap_or(link) }
-}
-
-/// A descriptor that standard input can be handed over as.
-pub fn standard_input() -> io::Result<OwnedFd> {
-    rustix::stdio::stdin().as_fd().try_clone_to_owned()
 }

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, waitpid};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, wait, waitpid};
 
 /// From here on, processes whose parents end become children of this one, where the system has that: Linux.
 pub fn adopt_orphans() {
@@ -12,46 +13,90 @@ pub fn adopt_orphans() {
     let _ = rustix::process::set_child_subreaper(Some(getpid()));
 }
 
-/// The processes that come from this one and have not ended. Adopted ones that have are waited for, but for the `leader`, whose number must
-/// stay its own. Nothing where there is no `/proc`.
-pub fn descendants(leader: Option<Pid>) -> Vec<Pid> {
-    let me = getpid();
+/// The processes that come from this one and have not ended, without those `except`, which are children of this one, and without what comes from them.
+/// Nothing where there is no `/proc`; one that is quick to fork may be missed.
+pub fn descendants(except: &[Pid]) -> Vec<Pid> {
     let processes = processes();
     let mut children: HashMap<Pid, Vec<Pid>> = HashMap::new();
     for (pid, process) in &processes {
         children.entry(process.parent).or_default().push(*pid);
     }
-    let (mut found, mut seen, mut next) = (Vec::new(), HashSet::new(), vec![me]);
+    let (mut found, mut seen, mut next) = (Vec::new(), HashSet::new(), vec![getpid()]);
     while let Some(parent) = next.pop() {
         for child in children.get(&parent).into_iter().flatten() {
-            if !seen.insert(*child) {
+            if except.contains(child) || !seen.insert(*child) {
                 continue;
             }
             next.push(*child);
             if !processes[child].ended {
                 found.push(*child);
-            } else if parent == me && leader != Some(*child) {
-                // Adopted, and nobody else will.
-                let _ = waitpid(Some(*child), WaitOptions::NOHANG);
             }
         }
     }
     found
 }
 
-/// Sends a signal to a process group, and to those processes that left it. The group's leader must not have been waited for yet, so that
-/// its number is still its own.
-pub fn signal_all(group: Pid, signal: Signal) {
-    let _ = kill_process_group(group, signal);
-    for pid in descendants(Some(group)) {
-        if group_of(pid) != Some(group) {
+/// The children of this process.
+pub fn children() -> Vec<Pid> {
+    let me = getpid();
+    processes().into_iter().filter(|(_, process)| process.parent == me).map(|(pid, _)| pid).collect()
+}
+
+/// Waits for those adopted children that have ended, but for these.
+pub fn reap_adopted(except: &[Pid]) {
+    let me = getpid();
+    for (pid, process) in processes() {
+        if process.parent == me && process.ended && !except.contains(&pid) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// Waits for all children that have ended, the leader of a group too. Whether there are no others: then, since orphans are adopted, nothing is left
+/// that comes from this process.
+pub fn reap_all() -> bool {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => return false,
+            Err(_) => return true,
+        }
+    }
+}
+
+/// Sends a signal to a process group, and to those that left it. The group's leader must not have been waited for yet, so that its number is
+/// still its own.
+pub fn signal_all(group: Option<Pid>, signal: Signal, except: &[Pid]) {
+    if let Some(group) = group {
+        let _ = kill_process_group(group, signal);
+    }
+    for pid in descendants(except) {
+        if group.is_none() || rustix::process::getpgid(Some(pid)).ok() != group {
             let _ = kill_process(pid, signal);
         }
     }
 }
 
-fn group_of(pid: Pid) -> Option<Pid> {
-    rustix::process::getpgid(Some(pid)).ok()
+/// Kills what comes from this process again and again for a moment, without a pause: some fork faster than one look takes.
+pub fn chase(except: &[Pid]) {
+    for _ in 0..200 {
+        let children = children_now(except);
+        if children.is_empty() {
+            return;
+        }
+        for pid in children {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// The children of this process, as the kernel lists them by thread; one read and no more.
+fn children_now(except: &[Pid]) -> Vec<Pid> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<_> =
+        lists.flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect();
+    pids.into_iter().filter_map(Pid::from_raw).filter(|pid| !except.contains(pid)).collect()
 }
 
 struct Process {
@@ -62,7 +107,15 @@ struct Process {
 fn processes() -> HashMap<Pid, Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
     let numbered = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
-    numbered.filter_map(|pid| Some((pid, parse(&fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?)?))).collect()
+    numbered.filter_map(|pid| Some((pid, look_at(pid)?))).collect()
+}
+
+fn look_at(pid: Pid) -> Option<Process> {
+    let folder = format!("/proc/{}", pid.as_raw_nonzero());
+    let mut process = parse(&fs::read(format!("{folder}/stat")).ok()?)?;
+    // Where only the first thread has ended, the others go on.
+    process.ended &= fs::read_dir(format!("{folder}/task")).map_or(true, |threads| threads.count() < 2);
+    Some(process)
 }
 
 /// State and parent, behind the name in parentheses, which may hold anything. See `proc_pid_stat(5)`.
@@ -97,7 +150,7 @@ mod tests {
             .unwrap();
         // The line comes once the sleeper is there.
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
-        let found = descendants(None);
+        let found = descendants(&[]);
         assert!(found.len() >= 2, "{found:?}");
         for pid in found {
             let _ = kill_process(pid, Signal::KILL);

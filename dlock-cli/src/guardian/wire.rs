@@ -27,6 +27,13 @@ pub enum Order {
 pub enum Report {
     /// The command was started; its process group goes by this number.
     Started(i32),
+    /// It was stopped by the keyboard, or because it wanted a terminal that is not its own; whether it goes on by itself.
+    Suspended {
+        /// Whether the guardian had it go on.
+        continued: bool,
+    },
+    /// It has ended, and these processes of it cannot be killed.
+    Lingering(Vec<i32>),
     /// The command and all that it started are gone.
     Gone(Gone),
     /// There is no command: the deadline was too near.

@@ -7,8 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use dlock::Held;
-use rustix::process::{Pid, Signal, getpgrp};
-use rustix::termios::{isatty, tcgetpgrp, tcsetpgrp};
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,7 +16,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::args::Inner;
 use crate::guardian::wire::{BootTime, Gone, Incoming, Order, Report, hand_over, line};
-use crate::guardian::{myself, standard_input, tree};
+use crate::guardian::{myself, tree};
+use crate::terminal::Terminal;
 
 /// How a command is to be run.
 #[derive(Clone, Debug)]
@@ -40,10 +40,26 @@ pub struct Job {
     guardian: Child,
     reports: Reports,
     orders: mpsc::UnboundedSender<Order>,
-    /// The command's process group, once it was started.
+    /// The command's process group, once it was started, until it was killed.
     group: Option<Pid>,
-    /// Who has the terminal when the command has gone.
-    terminal: Option<Pid>,
+    /// Children that this process had before.
+    others: Vec<Pid>,
+    terminal: Option<Terminal>,
+    over: Option<Outcome>,
+}
+
+/// What is heard of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It was suspended, and whether it goes on by itself.
+    Suspended {
+        /// Whether the guardian had it go on.
+        continued: bool,
+    },
+    /// It has ended, and these processes of it cannot be killed.
+    Lingering(Vec<i32>),
+    /// It is over.
+    Over(Outcome),
 }
 
 /// What became of a command.
@@ -63,22 +79,22 @@ impl Job {
     /// Starts the guardian, and with it the command.
     pub fn start(task: &Task, held: Held) -> io::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let stdin = standard_input()?;
-        let terminal = foreground(&stdin);
-        hand_over(&ours, &stdin)?;
+        hand_over(&ours, rustix::stdio::stdin())?;
         let ours = {
             ours.set_nonblocking(true)?;
             UnixStream::from_std(ours)?
         };
-        // What comes from the command is ours to end, should the guardian be gone.
+        // What comes from the command is ours to end, should the guardian be gone; what was started before us is not.
         tree::adopt_orphans();
+        let others = tree::children();
+        let terminal = Terminal::ours();
         let ahead = task.grace + task.margin;
         let until = deadline(&held, ahead);
         let mut command = Command::new(myself());
         command.arg0("dlock").args([Inner::GUARDIAN, "--until", &until.to_string()]);
         command.args(["--grace", &task.grace.as_millis().to_string(), "--margin", &task.margin.as_millis().to_string()]);
-        if let Some(group) = terminal {
-            command.args(["--terminal", &group.as_raw_nonzero().to_string()]);
+        if let Some(terminal) = &terminal {
+            command.args(["--terminal", &terminal.owner().as_raw_nonzero().to_string()]);
         }
         command.arg("--").args(&task.command);
         for (name, value) in &task.environment {
@@ -94,7 +110,8 @@ impl Job {
         // Both end with this value: when the sender of orders is dropped.
         let deadlines = follow(held, ahead, until, orders.clone().downgrade());
         tokio::spawn(write(sink, queue, deadlines));
-        Ok(Self { guardian, reports: Reports { source: reports, incoming: Incoming::default() }, orders, group: None, terminal })
+        let reports = Reports { source: reports, incoming: Incoming::default() };
+        Ok(Self { guardian, reports, orders, group: None, others, terminal, over: None })
     }
 
     /// Passes a signal on to the command.
@@ -102,28 +119,31 @@ impl Job {
         let _ = self.orders.send(Order::Signal(number));
     }
 
-    /// Has the command ended: `TERM`, and `KILL` after the grace.
+    /// Has the command ended: `TERM` now, and `KILL` after the grace.
     pub fn end(&self) {
         let _ = self.orders.send(Order::End);
     }
 
-    /// Returns when the command and all that came from it are gone. Free to drop, to be called again.
-    pub async fn gone(&mut self) -> Outcome {
-        loop {
+    /// The next that is heard of it. Free to drop: nothing is missed, and what is over is told again.
+    pub async fn news(&mut self) -> News {
+        while self.over.is_none() {
             match self.reports.next().await {
                 Some(Report::Started(group)) => self.group = Pid::from_raw(group),
-                Some(Report::Gone(gone)) => {
-                    let _ = self.guardian.wait().await;
-                    return Outcome::Gone(gone);
-                }
-                Some(Report::TooLate) => return Outcome::TooLate,
-                Some(Report::NotStarted(why)) => return Outcome::NotStarted(why),
-                None => {
-                    self.kill().await;
-                    return Outcome::Unguarded;
-                }
+                Some(Report::Suspended { continued }) => return News::Suspended { continued },
+                Some(Report::Lingering(pids)) => return News::Lingering(pids),
+                Some(Report::Gone(gone)) => self.over = Some(Outcome::Gone(gone)),
+                Some(Report::TooLate) => self.over = Some(Outcome::TooLate),
+                Some(Report::NotStarted(why)) => self.over = Some(Outcome::NotStarted(why)),
+                None => self.over = Some(Outcome::Unguarded),
             }
         }
+        let over = self.over.clone().unwrap_or(Outcome::Unguarded);
+        if over == Outcome::Unguarded {
+            self.kill().await;
+        } else {
+            let _ = self.guardian.wait().await;
+        }
+        News::Over(over)
     }
 
     /// Kills guardian, command and all that came from it, when the guardian cannot be relied on any more.
@@ -131,22 +151,20 @@ impl Job {
         // With the guardian the system kills the command; all others become ours.
         let _ = self.guardian.start_kill();
         let _ = self.guardian.wait().await;
+        let command = self.group;
         // Nobody has waited for the group's leader yet, so its number is its own.
-        if let Some(group) = self.group {
-            tree::signal_all(group, Signal::KILL);
-        }
+        tree::signal_all(self.group.take(), Signal::KILL, &self.others);
         for _ in 0..500 {
-            let left = tree::descendants(None);
-            for pid in &left {
-                let _ = rustix::process::kill_process(*pid, Signal::KILL);
-            }
-            if left.is_empty() {
+            tree::signal_all(None, Signal::KILL, &self.others);
+            tree::chase(&self.others);
+            tree::reap_adopted(&self.others);
+            if tree::descendants(&self.others).is_empty() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if let Some(group) = self.terminal {
-            let _ = tcsetpgrp(rustix::stdio::stdin(), group);
+        if let (Some(terminal), Some(command)) = (self.terminal.take(), command) {
+            terminal.give_back(command, true);
         }
     }
 }
@@ -173,12 +191,6 @@ impl Reports {
     }
 }
 
-/// Our process group, if it has the terminal on standard input: then the command is to have it.
-fn foreground(stdin: &OwnedFd) -> Option<Pid> {
-    let ours = getpgrp();
-    (isatty(stdin) && tcgetpgrp(stdin).ok()? == ours).then_some(ours)
-}
-
 /// When the command must be gone, as far as is known now: `ahead` of it the loss is told.
 fn deadline(held: &Held, ahead: Duration) -> BootTime {
     // The clock first, so that time that passes between the two is on the safe side.
@@ -190,7 +202,7 @@ fn deadline(held: &Held, ahead: Duration) -> BootTime {
 /// Looks for later deadlines for as long as the job lives.
 fn follow(held: Held, ahead: Duration, first: BootTime, job: mpsc::WeakUnboundedSender<Order>) -> watch::Receiver<BootTime> {
     /// A renewal is told at the latest so much later.
-    const LOOK: Duration = Duration::from_millis(100);
+    const LOOK_INTERVAL: Duration = Duration::from_millis(100);
     /// What two looks at one deadline differ by at most.
     const NEWS: Duration = Duration::from_millis(20);
     let (tell, told) = watch::channel(first);
@@ -202,7 +214,7 @@ fn follow(held: Held, ahead: Duration, first: BootTime, job: mpsc::WeakUnbounded
                 known = until;
                 let _ = tell.send(until);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
     });
     told

@@ -9,14 +9,14 @@ use std::time::Duration;
 use dlock::{FencingToken, LockGuard, Locker, Loss};
 use tokio::time::Instant;
 
-use self::job::{Job, Outcome, Task};
+use self::job::{Job, News, Outcome, Task};
 use crate::args::Run;
 use crate::exit::{Exit, Failure};
 use crate::guardian::wire::{Gone, Why};
-use crate::signals::{Signals, asks_to_end};
+use crate::signals::{Signals, asks_to_end, suspend};
 use crate::speak::note;
 use crate::store::Store;
-use crate::wanted::{Asked, ask, check, leave, reach};
+use crate::wanted::{Asked, ask, check, keep, leave, reach};
 
 /// What a command has to stop, unless set otherwise or the ttl is short.
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
@@ -34,9 +34,9 @@ pub async fn run(store: &Store, run: &Run, quiet: bool) -> Result<Exit, Failure>
         return Err(failure);
     }
     if !run.forever
-        && let Some(number) = reach(&locker, store.url()?, &mut signals).await?
+        && let Some(ended) = reach(&locker, store.url()?, &mut signals).await
     {
-        return Ok(Exit::of_signal(number));
+        return ended;
     }
     let supervisor = Supervisor { store, run, quiet, locker: &locker, times, signals };
     let ended = if run.forever { supervisor.forever().await } else { supervisor.once().await };
@@ -66,8 +66,8 @@ impl Times {
             let (grace, hold) = (humantime::format_duration(grace), humantime::format_duration(hold));
             return Err(Failure::new(Exit::USAGE, format!("a grace of {grace} leaves nothing of --hold-at-most {hold}")));
         }
-        if ttl < grace * 3 {
-            let (needed, fits) = (humantime::format_duration(grace * 3), humantime::format_duration(ttl / 3));
+        if ttl < grace.saturating_mul(3) {
+            let (needed, fits) = (humantime::format_duration(grace.saturating_mul(3)), humantime::format_duration(ttl / 3));
             let (grace, ttl) = (humantime::format_duration(grace), humantime::format_duration(ttl));
             let message =
                 format!("a grace of {grace} needs a ttl of at least {needed}, not {ttl}; use --ttl {needed}, or --grace {fits}");
@@ -109,10 +109,11 @@ impl Supervisor<'_> {
     async fn forever(mut self) -> Result<Exit, Failure> {
         let mut pause = Pause::default();
         loop {
-            let began = Instant::now();
+            let mut began = Instant::now();
             match self.ask().await {
                 Ok(Asked::Signalled(number)) => return Ok(Exit::of_signal(number)),
                 Ok(Asked::Held(guard)) => {
+                    began = Instant::now();
                     let term = self.term(guard).await?;
                     if term.asked {
                         return Ok(term.exit);
@@ -141,19 +142,37 @@ impl Supervisor<'_> {
         let task = self.task(guard.token())?;
         let mut job = Job::start(&task, guard.held())
             .map_err(|error| Failure::new(Exit::CANNOT_RUN, format!("cannot start the guardian: {error}")))?;
-        let mut asked = false;
-        let term = loop {
+        let (mut asked, mut lingering) = (false, false);
+        let mut term = loop {
             tokio::select! {
                 biased;
-                outcome = job.gone() => break self.after(outcome, asked)?,
+                news = job.news() => match news {
+                    News::Over(outcome) => break self.after(outcome, asked)?,
+                    News::Lingering(pids) => {
+                        lingering = true;
+                        note(format_args!("the command has ended, and these processes of it cannot be killed: {pids:?}; {} is kept until they end", self.run.lock.key));
+                    }
+                    News::Suspended { continued: true } => note("a command under a lock is not suspended by the keyboard; it goes on"),
+                    News::Suspended { continued: false } => {
+                        note("the command stopped, for it wants the terminal, which is not its own in a pipeline or in the background; TERM ends it");
+                    }
+                },
                 reason = guard.lost() => break self.lose(&mut job, reason).await,
                 number = self.signals.next() => {
+                    if number == suspend() {
+                        note("a dlock that has a lock is not suspended by the keyboard");
+                        continue;
+                    }
                     asked |= asks_to_end(number);
+                    if lingering && asked {
+                        note("giving up the lock although something of the command still runs");
+                        break Term { exit: Exit::LOST, asked };
+                    }
                     job.signal(number);
                 }
             }
         };
-        self.hold_on(&guard, since, term.asked).await;
+        term.asked |= self.hold_on(&guard, since, term.asked).await;
         if let Err(unknown) = guard.release().await {
             note(unknown);
         }
@@ -205,20 +224,22 @@ impl Supervisor<'_> {
 
     /// Stops the command, in time.
     async fn lose(&mut self, job: &mut Job, reason: Loss) -> Term {
-        note(format_args!("the lock {} was lost: {reason}; stopping the command", self.run.lock.key));
         job.end();
+        note(format_args!("the lock {} was lost: {reason}; stopping the command", self.run.lock.key));
         let mut asked = false;
         // The guardian has it done by then; if it cannot, we do, still before the deadline.
         let limit = Instant::now() + self.times.grace + self.times.margin / 2;
         loop {
             tokio::select! {
                 biased;
-                outcome = job.gone() => {
-                    if let Outcome::Gone(gone) = &outcome {
-                        report_left(gone);
+                news = job.news() => match news {
+                    News::Over(Outcome::Gone(gone)) => {
+                        report_left(&gone);
+                        break;
                     }
-                    break;
-                }
+                    News::Over(_) => break,
+                    News::Lingering(_) | News::Suspended { .. } => {}
+                },
                 () = tokio::time::sleep_until(limit) => {
                     job.kill().await;
                     break;
@@ -229,20 +250,10 @@ impl Supervisor<'_> {
         Term { exit: Exit::LOST, asked }
     }
 
-    /// Keeps the lock for as long as it is to be held at least; a signal that asks to end ends that too.
-    async fn hold_on(&mut self, guard: &LockGuard, since: Instant, asked: bool) {
-        let Some(until) = self.run.lock.hold_at_least.map(|least| since + least) else { return };
-        if asked || Instant::now() >= until {
-            return;
-        }
-        let left = humantime::format_duration(Duration::from_secs((until - Instant::now()).as_secs() + 1));
-        self.note(format_args!("the command has ended; {} stays locked for another {left}", self.run.lock.key));
-        tokio::select! {
-            biased;
-            _ = guard.lost() => {}
-            _ = self.signals.end() => {}
-            () = tokio::time::sleep_until(until) => {}
-        }
+    /// Keeps the lock for as long as it is to be held at least. A signal that asks to end ends that too, and is told.
+    async fn hold_on(&mut self, guard: &LockGuard, since: Instant, asked: bool) -> bool {
+        let Some(least) = self.run.lock.hold_at_least.filter(|_| !asked) else { return false };
+        keep(guard, since, least, self.quiet, &mut self.signals).await
     }
 
     fn note(&self, message: std::fmt::Arguments<'_>) {

@@ -88,6 +88,8 @@ async fn break_leaves_foreign_keys_alone() {
         agent.command().args(["lock", "theirs", "touch mark; exec sleep 100"]).current_dir(folder.path("")).spawn().unwrap();
     crate::support::until("the foreign lock", || folder.path("mark").exists());
     let (code, said) = folder.code(&["--backend", &agent.url(), "break", "--yes", "theirs/.lock"]);
+    let still = folder.told(&["--backend", &agent.url(), "who", "theirs/.lock"]);
+    assert!(still.contains("held") && foreign.try_wait().unwrap().is_none(), "{still}");
     foreign.kill().unwrap();
     foreign.wait().unwrap();
     assert_eq!((code, said.contains("left alone")), (77, true), "{said}");

@@ -1,9 +1,9 @@
 //! `dlock run` on the embedded store.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Folder, kill, ticking, until};
+use crate::support::{Folder, kill, program, ticking, until};
 
 #[test]
 fn a_command_runs_with_the_lock_and_its_exit_code_is_ours() {
@@ -102,12 +102,23 @@ fn a_command_hears_signals_as_if_it_were_started_by_a_shell() {
     let status = folder.told(&["run", "k", "--", "grep", "-e", "SigBlk", "-e", "SigIgn", "/proc/self/status"]);
     let masks: Vec<_> = status.lines().map(|line| line.split_once(':').unwrap().1.trim()).collect();
     assert_eq!(masks[0], "0000000000000000", "none is blocked: {status}");
-    // What this process ignores is ignored by whatever it starts, and by nothing that dlock adds.
-    let ours = std::fs::read_to_string("/proc/self/status").unwrap();
-    let ours = ours.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
     // HUP, INT, QUIT, USR1, USR2 and TERM; libraries have ways of their own with some others.
     let asked: u64 = [1, 2, 3, 10, 12, 15].iter().map(|number| 1 << (number - 1)).sum();
-    assert_eq!(u64::from_str_radix(masks[1], 16).unwrap() & asked, u64::from_str_radix(ours, 16).unwrap() & asked, "{status}");
+    assert_eq!(u64::from_str_radix(masks[1], 16).unwrap() & asked, 0, "none is ignored: {status}");
+    // What dlock was to ignore is ignored by its command too, as behind `nohup`.
+    let mut behind_nohup = Command::new("env");
+    behind_nohup.args([
+        "--ignore-signal=HUP",
+        env!("CARGO_BIN_EXE_dlock"),
+        "run",
+        "k",
+        "--",
+        "grep",
+        "SigIgn",
+        "/proc/self/status",
+    ]);
+    let told = String::from_utf8(behind_nohup.env("XDG_STATE_HOME", folder.path("")).output().unwrap().stdout).unwrap();
+    assert_eq!(u64::from_str_radix(told.trim().rsplit('\t').next().unwrap(), 16).unwrap() & 1, 1, "{told}");
 
     // A program that does nothing about TERM ends at once, long before the grace.
     let mut job = folder.start("job", &["run", "--ttl", "300s", "--grace", "100s", "k", "--", "sleep", "1000"]);
@@ -235,14 +246,26 @@ fn a_frozen_guardian_does_not_keep_its_command_alive() {
 #[test]
 fn signals_to_all_processes_do_not_end_the_guardian() {
     let folder = Folder::new();
-    let mut job =
-        folder.start("job", &["run", "k", "--", "sh", "-c", "echo begun; while [ ! -e done ]; do sleep 0.05; done; echo whole"]);
+    let mut job = folder.start(
+        "job",
+        &[
+            "run",
+            "k",
+            "--",
+            "sh",
+            "-c",
+            "echo begun; while [ ! -e 'DONE' ]; do sleep 0.05; done; echo whole"
+                .replace("DONE", folder.path("done").to_str().unwrap())
+                .as_str(),
+        ],
+    );
     job.prints("begun");
+    let guardian = job.guardian();
     for signal in ["TERM", "INT", "HUP", "QUIT", "USR1"] {
-        kill(signal, job.guardian());
+        kill(signal, guardian);
     }
-    job.signal("TERM");
-    assert_eq!(job.code(), Some(143), "{}", job.err());
+    std::fs::write(folder.path("done"), "").unwrap();
+    assert_eq!((job.code(), job.out().as_str()), (Some(0), "begun\nwhole\n"), "{}", job.err());
 }
 
 #[test]
@@ -325,4 +348,90 @@ fn measurements_are_served_for_prometheus() {
     // Another cannot have the place.
     let (code, said) = folder.code(&["run", "--metrics-listen", &address.to_string(), "other", "--", "true"]);
     assert_eq!((code, said.contains("cannot serve measurements")), (78, true), "{said}");
+}
+
+#[test]
+fn a_dlock_whose_parent_ignored_the_ends_of_children_sees_its_command_end() {
+    let folder = Folder::new();
+    let mut command = Command::new("env");
+    command.args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_dlock"), "run", "k", "--", "sh", "-c", "exit 7"]);
+    let mut job = folder.start_command("job", {
+        command.env("XDG_STATE_HOME", folder.path(""));
+        command
+    });
+    assert_eq!(job.code(), Some(7), "{}", job.err());
+}
+
+#[test]
+fn a_process_whose_number_changes_all_the_time_does_not_get_away() {
+    let folder = Folder::new();
+    let (log, chain) = (folder.log(), folder.path("chain"));
+    program(&chain, &format!("echo first-chain >>'{}'\nsetsid \"$0\" &", log.0.display()));
+    let script = format!("'{}' & while ! grep -q first-chain '{}'; do sleep 0.01; done; exit 3", chain.display(), log.0.display());
+    let mut first = folder.start("first", &["run", "--grace", "200ms", "k", "--", "sh", "-c", &script]);
+    let mut second =
+        folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.3", log.0.display())]);
+    assert_eq!(first.code(), Some(3), "{}", first.err());
+    assert_eq!(second.code(), Some(0), "{}", second.err());
+    log.apart("first", "second");
+}
+
+#[test]
+fn a_loss_is_acted_on_although_nobody_reads_what_is_said() {
+    let folder = Folder::new();
+    let log = folder.log();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while std::io::Write::write(&mut writer, &[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let script = ticking("first", &log.0);
+    let mut first =
+        folder.dlock(["run", "--ttl", "300s", "--grace", "300ms", "k", "--", "sh", "-c", &script]).stderr(writer).spawn().unwrap();
+    log.has(&["first-leader", "first-group", "first-stray"]);
+    folder.told(&["break", "--yes", "k"]);
+    // Long before the deadline, which the guardian would keep to by itself.
+    until("the end of dlock", || first.try_wait().unwrap().is_some());
+    let before = log.count("first");
+    assert_eq!(folder.code(&["run", "k", "--", "sleep", "0.3"]).0, 0);
+    assert_eq!(log.count("first"), before, "nothing of it goes on");
+    drop(reader);
+}
+
+#[test]
+fn a_stopped_command_can_be_told_to_end() {
+    let folder = Folder::new();
+    let mut job =
+        folder.start("job", &["run", "--ttl", "300s", "--grace", "100s", "k", "--", "sh", "-c", "echo begun; kill -STOP $$"]);
+    job.prints("begun");
+    job.signal("TERM");
+    assert_eq!(job.code(), Some(143), "{}", job.err());
+}
+
+#[test]
+fn a_singleton_that_is_to_hold_its_lock_for_long_can_be_told_to_end() {
+    let folder = Folder::new();
+    let mut job = folder.start("job", &["run", "--forever", "--hold-at-least", "10m", "k", "--", "echo", "ran"]);
+    job.says("stays locked");
+    job.signal("TERM");
+    assert_eq!(job.code(), Some(0), "{}", job.err());
+    assert_eq!(job.out(), "ran\n");
+    assert!(folder.told(&["who", "k"]).contains("free"));
+}
+
+#[test]
+fn what_was_started_before_dlock_by_the_same_process_is_left_alone() {
+    let folder = Folder::new();
+    let script = format!(
+        "sleep 1000 & echo $! >'{}'; exec \"$0\" run k -- sh -c 'echo begun; sleep 1000'",
+        folder.path("sidecar").display()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_dlock")]).env("XDG_STATE_HOME", folder.path(""));
+    let mut job = folder.start_command("job", command);
+    job.prints("begun");
+    let sidecar = std::fs::read_to_string(folder.path("sidecar")).unwrap().trim().parse().unwrap();
+    kill("KILL", job.guardian());
+    assert_eq!(job.code(), Some(70), "{}", job.err());
+    // Fails if it is gone.
+    kill("KILL", sidecar);
 }

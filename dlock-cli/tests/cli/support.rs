@@ -202,6 +202,7 @@ impl Log {
         let lines = self.lines();
         let begun = lines.iter().position(|line| line.starts_with(second)).unwrap();
         let late = lines.iter().skip(begun).filter(|line| line.starts_with(first)).count();
+        assert!(begun > 0, "{first} never ran: {lines:?}");
         assert_eq!(late, 0, "{first} ran on beside {second}: {lines:?}");
     }
 }

@@ -79,6 +79,7 @@ fn bad_usage_says_what_is_right() {
         (&["run", "--metadata", "owner=me", "k", "--", "true"], "owner"),
         (&["run", "--ttl", "6s", "--grace", "3s", "k", "--", "true"], "use --ttl 9s, or --grace 2s"),
         (&["run", "--hold-at-least", "3s", "--hold-at-most", "2s", "k", "--", "true"], "is longer than --hold-at-most"),
+        (&["run", "--grace", "500000000000years", "k", "--", "true"], "ten years"),
         (&["run", "--hold-at-most", "0s", "k", "--", "true"], "longer than zero"),
         (&["run", "k", "true"], "comes behind --"),
         (&["nonsense"], "unrecognized subcommand"),
