@@ -164,7 +164,7 @@ impl LockBackend for Sqlite {
         let under_way = notes.sending(&session, claim.id);
         let enter = move |file: &mut File| {
             let _arrived = under_way;
-            let standing = file.change(|change| change.claim(&session, &claim, &published, place));
+            let standing = file.change_of(Some((&session, &claim)), |change| change.claim(&session, &claim, &published, place));
             match &standing {
                 Ok(Standing::Held { .. } | Standing::Waiting { .. }) => {}
                 Err(error) if error.kind() == ErrorKind::Ambiguous => {}

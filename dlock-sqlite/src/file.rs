@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dlock_core::{BackendError, ErrorKind};
+use dlock_core::{BackendError, Claim, ErrorKind, SessionId};
 use rusqlite::{Connection, OpenFlags};
 use thiserror::Error;
 
@@ -104,17 +104,27 @@ impl File {
     /// Reads as of one moment; what lapsed may still be there.
     pub(crate) fn look<T>(&mut self, read: impl FnOnce(&Change<'_>) -> Result<T, Failed>) -> Result<T, BackendError> {
         let under_way = UnderWay::begin(&mut self.connection, "BEGIN")?;
-        let seen = Change::begin(under_way.0, &self.host)?;
+        let seen = Change::begin(under_way.0, &self.host, None)?;
         Ok(read(&seen)?)
     }
 
     /// Changes the file in one step, once all whose time is over has ended.
     pub(crate) fn change<T>(&mut self, change: impl FnOnce(&Change<'_>) -> Result<T, Failed>) -> Result<T, BackendError> {
+        self.change_of(None, change)
+    }
+
+    /// The same for a change that is about this claim.
+    pub(crate) fn change_of<T>(
+        &mut self,
+        claim: Option<(&SessionId, &Claim)>,
+        change: impl FnOnce(&Change<'_>) -> Result<T, Failed>,
+    ) -> Result<T, BackendError> {
         let under_way = UnderWay::begin(&mut self.connection, "BEGIN IMMEDIATE")?;
         // The clock is read now that nobody else can change anything.
-        let begun = Change::begin(under_way.0, &self.host)?;
+        let mut begun = Change::begin(under_way.0, &self.host, claim)?;
         if begun.is_due {
             begun.end_lapsed().map_err(Failed::from)?;
+            begun = Change::begin(under_way.0, &self.host, claim)?;
         }
         let outcome = change(&begun)?;
         under_way.commit()?;

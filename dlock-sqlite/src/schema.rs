@@ -20,7 +20,7 @@ pub(crate) const LOG_PAGES: i32 = 8_000;
 
 /// Grants and changes are numbered together, and the latest changes are kept for those who wait. The session of a claim has no index: a session ends rarely, and
 /// each index is one more page that every lock writes. Triggers number the changes, and what follows from the end of a session, so that changes by hand are as good as ours.
-const LAYOUT: &str = "
+pub(crate) const LAYOUT: &str = "
 CREATE TABLE dlock_store (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     boot TEXT NOT NULL,
@@ -45,10 +45,14 @@ CREATE TRIGGER dlock_claimed AFTER INSERT ON dlock_claim BEGIN
     INSERT INTO dlock_change (number, key) VALUES (NEW.token, NEW.key);
 END;
 CREATE TRIGGER dlock_amended AFTER UPDATE ON dlock_claim BEGIN
-    INSERT INTO dlock_change (number, key) SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1, NEW.key FROM dlock_store;
+    INSERT INTO dlock_change (number, key) VALUES (
+        (SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1 FROM dlock_store), NEW.key
+    );
 END;
 CREATE TRIGGER dlock_left AFTER DELETE ON dlock_claim BEGIN
-    INSERT INTO dlock_change (number, key) SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1, OLD.key FROM dlock_store;
+    INSERT INTO dlock_change (number, key) VALUES (
+        (SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1 FROM dlock_store), OLD.key
+    );
 END;
 CREATE TRIGGER dlock_forgets AFTER INSERT ON dlock_change WHEN NEW.number % 512 = 0 BEGIN
     UPDATE dlock_store SET forgotten = max(forgotten, NEW.number - 2048);
