@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dlock_core::{BackendError, Claim, ErrorKind, SessionId};
-use rusqlite::{Connection, OpenFlags};
+use dlock_core::{BackendError, Claim, ErrorKind, Key};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 
 use crate::classify::{AtStep, Failed, classify, meaning};
 use crate::host::Host;
-use crate::line::Change;
+use crate::line::{About, Change};
 use crate::{place, schema};
 
 /// The file, as one thread uses it.
@@ -21,6 +21,24 @@ pub(crate) struct File {
     path: PathBuf,
     identity: Identity,
     host: Host,
+    haste: Haste,
+    touched: Option<Touched>,
+}
+
+/// Whether a change may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    None,
+    InHaste,
+    /// It was in haste, and found something to wait for.
+    PutOff,
+}
+
+/// What the last change touched, for those who wait.
+#[derive(Debug)]
+pub(crate) enum Touched {
+    Key(Key),
+    Anything,
 }
 
 /// A transaction, undone unless it is committed; by statements that are prepared once, as all others are.
@@ -30,6 +48,22 @@ impl<'c> UnderWay<'c> {
     fn begin(connection: &'c mut Connection, how: &'static str) -> Result<Self, BackendError> {
         execute(connection, how).map_err(|error| classify(error, AtStep::Before))?;
         Ok(Self(connection))
+    }
+
+    /// `None` if it is in haste and others are at it.
+    fn begin_change(connection: &'c mut Connection, is_in_haste: bool) -> Result<Option<Self>, BackendError> {
+        if !is_in_haste {
+            return Self::begin(connection, "BEGIN IMMEDIATE").map(Some);
+        }
+        let ask = |connection: &Connection, again| connection.busy_handler(again).map_err(|error| classify(error, AtStep::Before));
+        ask(connection, None)?;
+        let begun = execute(connection, "BEGIN IMMEDIATE");
+        ask(connection, Some(ask_again))?;
+        match begun {
+            Ok(()) => Ok(Some(Self(connection))),
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(None),
+            Err(error) => Err(classify(error, AtStep::Before)),
+        }
     }
 
     fn commit(self) -> Result<(), BackendError> {
@@ -44,6 +78,12 @@ impl Drop for UnderWay<'_> {
             _ = execute(self.0, "ROLLBACK");
         }
     }
+}
+
+/// Said to nobody.
+fn put_off(haste: &mut Haste) -> BackendError {
+    *haste = Haste::PutOff;
+    BackendError::new(ErrorKind::Overloaded, "put off, and done by the thread")
 }
 
 fn execute(connection: &Connection, statement: &'static str) -> rusqlite::Result<()> {
@@ -85,7 +125,7 @@ impl File {
             let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
             synced.map_err(|source| OpenError::Unreadable { path: folder.into(), source })?;
         }
-        Ok(Self { connection, path: path.to_owned(), identity, host: host.clone() })
+        Ok(Self { connection, path: path.to_owned(), identity, host: host.clone(), haste: Haste::None, touched: None })
     }
 
     /// Whether the name still stands for this file, and nothing is left of an earlier transaction.
@@ -104,42 +144,85 @@ impl File {
     /// Reads as of one moment; what lapsed may still be there.
     pub(crate) fn look<T>(&mut self, read: impl FnOnce(&Change<'_>) -> Result<T, Failed>) -> Result<T, BackendError> {
         let under_way = UnderWay::begin(&mut self.connection, "BEGIN")?;
-        let seen = Change::begin(under_way.0, &self.host, None)?;
+        let seen = Change::begin(under_way.0, &self.host, About::Anything)?;
         Ok(read(&seen)?)
     }
 
     /// Changes the file in one step, once all whose time is over has ended.
     pub(crate) fn change<T>(&mut self, change: impl FnOnce(&Change<'_>) -> Result<T, Failed>) -> Result<T, BackendError> {
-        self.change_of(None, change)
+        self.change_of(About::Anything, change)
     }
 
-    /// The same for a change that is about this claim.
+    /// The same for a change of which it is known what it is about.
     pub(crate) fn change_of<T>(
         &mut self,
-        claim: Option<(&SessionId, &Claim)>,
+        about: About<'_>,
         change: impl FnOnce(&Change<'_>) -> Result<T, Failed>,
     ) -> Result<T, BackendError> {
-        let under_way = UnderWay::begin(&mut self.connection, "BEGIN IMMEDIATE")?;
+        let is_in_haste = self.haste == Haste::InHaste;
+        let Some(under_way) = UnderWay::begin_change(&mut self.connection, is_in_haste)? else {
+            return Err(put_off(&mut self.haste));
+        };
         // The clock is read now that nobody else can change anything.
-        let mut begun = Change::begin(under_way.0, &self.host, claim)?;
-        if begun.is_due {
+        let mut begun = Change::begin(under_way.0, &self.host, about)?;
+        let ends_some = begun.is_due;
+        if ends_some {
+            if is_in_haste {
+                return Err(put_off(&mut self.haste));
+            }
             begun.end_lapsed().map_err(Failed::from)?;
-            begun = Change::begin(under_way.0, &self.host, claim)?;
+            begun = Change::begin(under_way.0, &self.host, about)?;
         }
         let outcome = change(&begun)?;
         under_way.commit()?;
+        self.touched = match about {
+            About::Anything => Some(Touched::Anything),
+            _ if ends_some => Some(Touched::Anything),
+            About::Sessions => None,
+            About::Key(key) | About::Claim(_, Claim { key, .. }) => Some(Touched::Key(key.clone())),
+        };
         Ok(outcome)
+    }
+
+    /// Does what waits for nothing; `None` if something would have to be waited for, and nothing was done.
+    pub(crate) fn in_haste<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, BackendError>,
+    ) -> Option<Result<T, BackendError>> {
+        self.haste = Haste::InHaste;
+        let answer = work(self);
+        let was_put_off = std::mem::replace(&mut self.haste, Haste::None) == Haste::PutOff;
+        (!was_put_off).then_some(answer)
+    }
+
+    /// Whether the change was in haste, and will be asked for again.
+    pub(crate) fn was_put_off(&self) -> bool {
+        self.haste == Haste::PutOff
+    }
+
+    /// What the last change touched, asked once.
+    pub(crate) fn touched(&mut self) -> Option<Touched> {
+        self.touched.take()
+    }
+
+    /// Puts a long log into the file, as far as nobody reads it. Transactions never do this by themselves, since it is forced to the disk.
+    pub(crate) fn tend_log(&self) -> rusqlite::Result<()> {
+        let pages = |how| self.connection.query_row(how, [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)));
+        if pages("PRAGMA wal_checkpoint(NOOP)")?.0 < schema::LOG_PAGES {
+            return Ok(());
+        }
+        let (written, put_in) = pages("PRAGMA wal_checkpoint(PASSIVE)")?;
+        if written == put_in {
+            // The next to write begins the log anew, and has that forced to the disk. Better here than where a caller waits.
+            self.connection.execute("UPDATE dlock_store SET logs = logs + 1", [])?;
+        }
+        Ok(())
     }
 
     /// When the next session lapses if nobody renews it, in nanoseconds since boot.
     pub(crate) fn next_lapse(&self) -> Result<Option<i64>, BackendError> {
         let next = self.connection.prepare_cached("SELECT min(lapses) FROM dlock_session");
         next.and_then(|mut next| next.query_row([], |row| row.get(0))).map_err(|error| classify(error, AtStep::Before))
-    }
-
-    /// How many rows this connection has changed.
-    pub(crate) fn changes(&self) -> u64 {
-        self.connection.total_changes()
     }
 
     /// Another number after every change by another connection, of whatever process.
@@ -218,7 +301,7 @@ fn connect(path: &Path, host: &Host) -> Result<Connection, OpenError> {
     log_ahead(&connection)?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update(None, "wal_autocheckpoint", schema::LOG_PAGES)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if sound != "ok" {
         return Err(OpenError::Damaged { path: path.into(), source: None });

@@ -26,6 +26,17 @@ pub(crate) struct Change<'t> {
     alive_and_over: (bool, bool),
 }
 
+/// What a change is about: what it looks at first, and who is told of it.
+#[derive(Clone, Copy)]
+pub(crate) enum About<'c> {
+    /// Perhaps several keys.
+    Anything,
+    /// Sessions, and no end of one.
+    Sessions,
+    Key(&'c Key),
+    Claim(&'c SessionId, &'c Claim),
+}
+
 /// What a transaction looks at first, by one statement. A claim is asked for along with it, since it needs little more.
 const OPENING: &str = "
 SELECT boot = ?1, (SELECT min(lapses) FROM dlock_session),
@@ -116,17 +127,15 @@ pub(crate) fn place(line: &[Entry], session: &SessionId, claim: &Claim) -> Optio
 
 impl<'t> Change<'t> {
     /// Looks whether the file is still one of this boot: of another, another host uses it.
-    pub(crate) fn begin(db: &'t Connection, host: &Host, of: Option<(&SessionId, &Claim)>) -> Result<Self, BackendError> {
+    pub(crate) fn begin(db: &'t Connection, host: &Host, about: About<'_>) -> Result<Self, BackendError> {
         let (boot, now) = (host.boot()?, host.now());
         let read = |db: &Connection| {
             let answer = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, (row.get(4)?, row.get(5)?)));
-            match of {
-                None => db.prepare_cached(OPENING)?.query_row([boot], answer),
-                Some((session, claim)) => {
-                    let asked = params![boot, session.as_str(), now, claim.id.to_string()];
-                    db.prepare_cached(OPENING_OF_A_CLAIM)?.query_row(asked, answer)
-                }
+            if let About::Claim(session, claim) = about {
+                let asked = params![boot, session.as_str(), now, claim.id.to_string()];
+                return db.prepare_cached(OPENING_OF_A_CLAIM)?.query_row(asked, answer);
             }
+            db.prepare_cached(OPENING)?.query_row([boot], answer)
         };
         let opening = read(db).map_err(|error| BackendError::from(Failed::from(error)))?;
         let (is_of_this_boot, next_lapse, last, base, alive_and_over): (bool, Option<i64>, i64, i64, _) = opening;

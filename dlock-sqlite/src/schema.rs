@@ -14,9 +14,9 @@ pub(crate) const VERSION: i32 = 1;
 pub(crate) const PER_BOOT: i64 = 1 << 40;
 
 /// The size of a page.
-pub(crate) const PAGE_BYTES: i32 = 1_024;
+pub(crate) const PAGE_BYTES: i32 = 2_048;
 /// So many pages of the log are written before they go into the file, which is forced: rarely enough to be no part of what a lock costs.
-pub(crate) const LOG_PAGES: i32 = 8_000;
+pub(crate) const LOG_PAGES: i64 = 8_000;
 
 /// Grants and changes are numbered together, and the latest changes are kept for those who wait. The session of a claim has no index: a session ends rarely, and
 /// each index is one more page that every lock writes. Triggers number the changes, and what follows from the end of a session, so that changes by hand are as good as ours.
@@ -25,7 +25,8 @@ CREATE TABLE dlock_store (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     boot TEXT NOT NULL,
     base INTEGER NOT NULL,
-    forgotten INTEGER NOT NULL
+    forgotten INTEGER NOT NULL,
+    logs INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE dlock_session (id TEXT PRIMARY KEY, owner TEXT NOT NULL, ttl INTEGER NOT NULL, lapses INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX dlock_session_lapses ON dlock_session (lapses);

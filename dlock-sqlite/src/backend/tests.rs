@@ -207,3 +207,144 @@ async fn changes_of_long_ago_are_forgotten_and_whoever_follows_a_key_hears_of_it
     assert_eq!(held(&client, &session, &kept).await, token);
     assert!(held(&client, &session, &claim(2_000, "k")).await > token);
 }
+
+/// The thread that does a short job.
+async fn does(client: &Sqlite) -> std::thread::ThreadId {
+    let change = |file: &mut File| {
+        file.change(|_| Ok(()))?;
+        Ok(std::thread::current().id())
+    };
+    client.shared.worker.ask_at_once(Sent::Claim, change).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_short_change_is_its_callers_if_nothing_has_to_be_waited_for() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let here = std::thread::current().id();
+    assert_ne!(does(&client).await, here, "the file is opened by the thread");
+    // Once the thread is done with what it answered.
+    while does(&client).await != here {}
+    let other = stage.operator();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (by, ()) = tokio::join!(biased; does(&client), async { other.execute_batch("COMMIT").unwrap() });
+    assert_ne!(by, here, "others were at it");
+    session(&client, 1).await;
+    while does(&client).await != here {}
+    stage.clock.fetch_add(20 * SECOND, Ordering::SeqCst);
+    assert_ne!(does(&client).await, here, "a session has to be ended, with all it has");
+    while does(&client).await != here {}
+}
+
+#[tokio::test]
+async fn whoever_is_ahead_stays_ahead_but_for_renewals_and_who_gave_up() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let note = |what: &'static str| {
+        let order = Arc::clone(&order);
+        move |_: &mut File| {
+            order.lock().unwrap().push(what);
+            Ok(())
+        }
+    };
+    let worker = &client.shared.worker;
+    let (begun, is_begun) = tokio::sync::oneshot::channel();
+    let (free, freed) = std::sync::mpsc::channel();
+    let long = worker.ask(Sent::Look, move |_| {
+        begun.send(()).unwrap();
+        freed.recv().unwrap();
+        Ok(())
+    });
+    let others = async {
+        is_begun.await.unwrap();
+        tokio::join!(
+            biased;
+            async { worker.ask(Sent::Claim, note("first")).await.unwrap() },
+            async { worker.ask_at_once(Sent::Release, note("second")).await.unwrap() },
+            async { worker.ask(Sent::Renew, note("renewal")).await.unwrap() },
+            async {
+                for sent in [Sent::Open, Sent::Renew, Sent::Claim, Sent::Look, Sent::Release] {
+                    let given_up = tokio::time::timeout(Duration::ZERO, worker.ask(sent, note("given up"))).await;
+                    assert!(given_up.is_err());
+                }
+                free.send(()).unwrap();
+            },
+        );
+    };
+    let (long, ()) = tokio::join!(biased; long, others);
+    long.unwrap();
+    client.list("").await.unwrap();
+    assert_eq!(*order.lock().unwrap(), ["renewal", "first", "second", "given up"], "what was given up is a release");
+}
+
+#[tokio::test]
+async fn a_long_log_is_put_into_the_file_and_begun_anew() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let session = session(&client, 1).await;
+    let begun = || stage.operator().query_row("SELECT logs FROM dlock_store", [], |row| row.get::<_, i64>(0)).unwrap();
+    for id in 0..6_000 {
+        let claim = claim(id, "k");
+        held(&client, &session, &claim).await;
+        client.release(&session, &claim).await.unwrap();
+    }
+    client.list("").await.unwrap();
+    assert!(begun() > 0);
+    let log = std::fs::metadata(stage.folder.path().join("locks.db-wal")).unwrap().len();
+    assert!(log < 2 * 8_000 * 2_048, "{log} bytes");
+}
+
+#[tokio::test]
+async fn a_job_that_panics_fails_alone() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    for _ in 0..2 {
+        let error = client.shared.worker.ask(Sent::Look, |_| -> Result<(), _> { panic!("as planned") }).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Ambiguous);
+        client.list("").await.unwrap();
+        let change = |file: &mut File| file.change(|_| -> Result<(), _> { panic!("as planned") });
+        client.shared.worker.ask_at_once(Sent::Claim, change).await.unwrap_err();
+    }
+    let session = session(&client, 1).await;
+    held(&client, &session, &claim(1, "k")).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_thread_that_has_ended() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let watcher = &client.shared.watcher;
+    let (other, panics) = tokio::join!(
+        biased;
+        watcher.until(None, |_| Ok(None::<()>)),
+        watcher.until(None, |_| -> Result<Option<()>, _> { panic!("as planned") }),
+    );
+    assert_eq!((other.unwrap_err().kind(), panics.unwrap_err().kind()), (ErrorKind::Transient, ErrorKind::Transient));
+    assert_eq!(watcher.until(None, |_| Ok(Some(()))).await.unwrap_err().kind(), ErrorKind::Transient);
+}
+
+#[tokio::test]
+async fn only_changes_of_keys_that_are_waited_for_wake_the_watcher() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let session = session(&client, 1).await;
+    held(&client, &session, &claim(0, "watched")).await;
+    let watched = Key::new("watched").unwrap();
+    let since = client.changed(&watched, None).await.unwrap();
+    let waits = client.changed(&watched, Some(since));
+    let bustle = async {
+        // As often as it looks by itself, while thousands of changes are made.
+        let before = client.shared.watcher.polls();
+        for id in 1..2_000 {
+            held(&client, &session, &claim(id, "k")).await;
+            client.release(&session, &claim(id, "k")).await.unwrap();
+        }
+        let polls = client.shared.watcher.polls() - before;
+        client.release(&session, &claim(0, "watched")).await.unwrap();
+        polls
+    };
+    let (changed, polls) = tokio::join!(biased; waits, bustle);
+    assert!(changed.unwrap() > since);
+    assert!(polls < 500, "{polls} looks");
+}
