@@ -42,6 +42,7 @@ mod line;
 mod look;
 mod notes;
 mod place;
+mod refusal;
 mod schema;
 mod session;
 mod watcher;
@@ -50,5 +51,5 @@ mod worker;
 
 pub use backend::Sqlite;
 pub use config::{ConfigError, SqliteOptions};
-pub use file::OpenError;
+pub use refusal::OpenError;
 pub use wire::{Request, Sent, Wire};

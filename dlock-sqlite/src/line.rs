@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, params};
 
 use crate::classify::Failed;
 use crate::host::Host;
-use crate::schema::PER_BOOT;
+use crate::schema::ROOM;
 
 /// A transaction under way, the moment it began, and what stood in the file then.
 pub(crate) struct Change<'t> {
@@ -21,7 +21,8 @@ pub(crate) struct Change<'t> {
     pub(crate) is_due: bool,
     /// The number of the last change, as far as this one knows.
     last: Cell<i64>,
-    base: i64,
+    /// Up to where numbers can be given out.
+    reserved: i64,
     /// Whether the claim that this is about has a session that is alive, and whether it was released while a copy of it may have been under way.
     alive_and_over: (bool, bool),
 }
@@ -40,11 +41,11 @@ pub(crate) enum About<'c> {
 /// What a transaction looks at first, by one statement. A claim is asked for along with it, since it needs little more.
 const OPENING: &str = "
 SELECT boot = ?1, (SELECT min(lapses) FROM dlock_session),
-    max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)), base, FALSE, FALSE
+    max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)), reserved * settled, FALSE, FALSE
 FROM dlock_store";
 const OPENING_OF_A_CLAIM: &str = "
 SELECT boot = ?1, (SELECT min(lapses) FROM dlock_session),
-    max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)), base,
+    max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)), reserved * settled,
     EXISTS (SELECT 1 FROM dlock_session WHERE id = ?2 AND lapses > ?3),
     EXISTS (SELECT 1 FROM dlock_over WHERE session = ?2 AND claim = ?4)
 FROM dlock_store";
@@ -138,13 +139,19 @@ impl<'t> Change<'t> {
             db.prepare_cached(OPENING)?.query_row([boot], answer)
         };
         let opening = read(db).map_err(|error| BackendError::from(Failed::from(error)))?;
-        let (is_of_this_boot, next_lapse, last, base, alive_and_over): (bool, Option<i64>, i64, i64, _) = opening;
+        let (is_of_this_boot, next_lapse, last, reserved, alive_and_over): (bool, Option<i64>, i64, i64, _) = opening;
         if !is_of_this_boot {
             let message = "the file of locks was opened on another host since; give every host a file of its own";
             return Err(BackendError::new(ErrorKind::Conflict, message));
         }
         let is_due = next_lapse.is_some_and(|lapses| lapses <= now);
-        Ok(Self { db, now, is_due, last: Cell::new(last), base, alive_and_over })
+        Ok(Self { db, now, is_due, last: Cell::new(last), reserved, alive_and_over })
+    }
+
+    /// The number of the last change, if a transaction like this should not begin before more numbers are set aside behind it.
+    pub(crate) fn lacks_numbers(&self, about: About<'_>) -> Option<i64> {
+        let may_give_some = matches!(about, About::Anything | About::Claim(..));
+        (may_give_some && self.last.get() + ROOM > self.reserved).then_some(self.last.get())
     }
 
     /// Those in the line of a key, first come first.
@@ -176,9 +183,10 @@ impl<'t> Change<'t> {
     /// Puts a claim at the end of its line; its number.
     fn enter(&self, session: &SessionId, claim: &Claim, published: &str) -> Result<i64, Failed> {
         let token = self.last.get() + 1;
-        if token > self.base + PER_BOOT {
-            let message = "the tokens of this boot are used up; others are there after the next";
-            return Err(BackendError::new(ErrorKind::Invalid, message).into());
+        if token > self.reserved {
+            return Err(
+                BackendError::new(ErrorKind::Transient, "no token is set aside in the file of locks for so many claims").into()
+            );
         }
         let id = claim.id.to_string();
         let mut enter = self.db.prepare_cached(ENTER)?;
@@ -295,7 +303,7 @@ impl<'t> Change<'t> {
     }
 }
 
-fn refuse_contradiction(line: &[Entry], claim: &Claim) -> Result<(), BackendError> {
+pub(crate) fn refuse_contradiction(line: &[Entry], claim: &Claim) -> Result<(), BackendError> {
     match line.first().filter(|first| claim.mode.contradicts(first.mode)) {
         Some(first) => Err(BackendError::contradiction(claim, first.mode)),
         None => Ok(()),

@@ -8,12 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dlock_core::{BackendError, ErrorKind};
 use tokio::sync::oneshot;
 
+use crate::classify::Failed;
 use crate::file::File;
 use crate::host::Host;
 use crate::watcher::Watcher;
@@ -156,6 +157,10 @@ impl Entrance {
     }
 }
 
+fn desk_of(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What the thread has to do.
 struct Queue {
     desk: Arc<Mutex<Desk>>,
@@ -180,16 +185,34 @@ impl Queue {
                     Message::TendLog => is_log_due = true,
                 }
             }
-            let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut desk = desk_of(&self.desk);
             if let Some(mut job) = self.renewals.pop_front().or_else(|| self.others.pop_front()) {
                 desk.run(&mut job, false);
                 is_log_due |= desk.is_log_due();
                 self.not_done.fetch_sub(1, Ordering::AcqRel);
             }
             if is_log_due {
-                desk.tend_log();
+                desk.untended = 0;
+                drop(desk);
+                // A log that cannot be tended now grows, and is when so many changes were made again.
+                _ = self.tend_log();
             }
         }
+    }
+
+    /// The most of it while callers go on, by a connection of its own, since it takes as long as the disk needs for all that is in the log.
+    fn tend_log(&self) -> Result<(), BackendError> {
+        let place = match &*desk_of(&self.desk) {
+            Desk { file: Some(file), place, .. } if file.is_in_place() && file.is_log_long().map_err(Failed::from)? => {
+                place.clone()
+            }
+            _ => return Ok(()),
+        };
+        File::open(&place.path, &place.host)?.shorten_log().map_err(Failed::from)?;
+        if let Some(file) = desk_of(&self.desk).file.as_ref().filter(|file| file.is_in_place()) {
+            file.begin_log().map_err(Failed::from)?;
+        }
+        Ok(())
     }
 }
 
@@ -260,8 +283,7 @@ impl Desk {
         work: &mut impl FnMut(&mut File) -> Result<T, BackendError>,
     ) -> Option<Result<T, BackendError>> {
         if in_haste {
-            let file = self.file.as_mut().filter(|file| file.is_in_place())?;
-            return file.in_haste(work).inspect(|_| self.untended += 1);
+            return self.file.as_mut()?.in_haste(work).inspect(|_| self.untended += 1);
         }
         self.untended += 1;
         Some(self.place.at_hand(&mut self.file).and_then(|(file, _)| work(file)))
@@ -276,13 +298,5 @@ impl Desk {
 
     fn is_log_due(&self) -> bool {
         self.untended >= TENDED_AFTER
-    }
-
-    fn tend_log(&mut self) {
-        self.untended = 0;
-        if let Some(file) = self.file.as_mut().filter(|file| file.is_in_place()) {
-            // A log that cannot be tended now grows, and is when so many changes were made again.
-            _ = file.tend_log();
-        }
     }
 }
