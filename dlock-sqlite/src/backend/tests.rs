@@ -497,3 +497,25 @@ async fn whoever_waits_hears_that_the_key_is_held_by_permits_of_another_number()
     released.unwrap();
     assert_eq!(waited.unwrap_err().kind(), ErrorKind::Conflict);
 }
+
+/// As the documentation says it.
+#[tokio::test]
+async fn a_transaction_of_a_holder_takes_the_lock_of_an_attached_file_or_fails() {
+    let stage = Stage::new();
+    let client = stage.client("boot");
+    let session = session(&client, 1).await;
+    held(&client, &session, &claim(1, "k")).await;
+    let own = Connection::open(stage.folder.path().join("own.db")).unwrap();
+    let attach = |mode: &str| format!("ATTACH 'file:{}?mode={mode}' AS locks", stage.path().display());
+    let lock = "BEGIN IMMEDIATE; UPDATE dlock_store SET one = one WHERE one = 1";
+    own.execute_batch(&attach("ro")).unwrap();
+    own.execute_batch(lock).unwrap_err();
+    own.execute_batch("ROLLBACK; DETACH locks").unwrap();
+    own.execute_batch(&attach("rw")).unwrap();
+    own.execute_batch(lock).unwrap();
+    let beside = stage.operator();
+    beside.busy_timeout(Duration::ZERO).unwrap();
+    assert!(beside.execute_batch("BEGIN IMMEDIATE").is_err(), "nobody changes the file meanwhile");
+    own.execute_batch("COMMIT").unwrap();
+    beside.execute_batch("BEGIN IMMEDIATE").unwrap();
+}
