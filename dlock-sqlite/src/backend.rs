@@ -1,7 +1,7 @@
 //! SQLite as a store of locks.
 //!
 //! A claim is a row in the line of its key, in the order of the numbers that the file gives out; it is held once those ahead of it leave room. Its
-//! number is the token. A session is a row with the moment at which it lapses. Every call is one transaction, done by one thread.
+//! number is the token. A session is a row with the moment at which it lapses. Every call is one transaction, done by one at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -30,8 +30,11 @@ pub(crate) struct Job {
     is_short: bool,
 }
 
-/// Does a job, and answers if it is to; whether it did. It does not if it is in haste and there is something to wait for.
-type Work = Box<dyn FnMut(&mut Desk, How) -> bool + Send>;
+/// Does a job; what is left is to tell of it. `None` if it is in haste, and there is something to wait for.
+type Work = Box<dyn FnMut(&mut Desk, How) -> Option<Telling> + Send>;
+
+/// Tells the caller, and those who wait for the change. Not before the next may come: it would find the desk taken, and be handed to the thread.
+type Telling = Box<dyn FnOnce() + Send>;
 
 #[derive(Clone, Copy)]
 struct How {
@@ -94,22 +97,28 @@ impl Worker {
         let (tell, told) = oneshot::channel();
         let mut left = Some((tell, work));
         let run = move |desk: &mut Desk, how: How| {
-            let Some((tell, mut work)) = left.take() else { return true };
+            let nobody: Option<Telling> = Some(Box::new(|| ()));
+            let Some((tell, mut work)) = left.take() else { return nobody };
             if tell.is_closed() && !matches!(sent, Sent::Release | Sent::Amend) {
-                return true;
+                return nobody;
             }
             let Some(answer) = desk.with_file(how.in_haste, &mut work) else {
                 left = Some((tell, work));
-                return false;
+                return None;
             };
             // With what says that a claim is under way: it has arrived.
             drop(work);
-            if how.answers {
-                // Nobody awaits it any more: then it is found out or undone.
-                _ = tell.send(answer);
-            }
-            desk.tell_watcher();
-            true
+            let (touched, watcher) = (desk.file.as_mut().and_then(File::touched), Arc::clone(&desk.watcher));
+            let telling: Telling = Box::new(move || {
+                if how.answers {
+                    // Nobody awaits it any more: then it is found out or undone.
+                    _ = tell.send(answer);
+                }
+                if let Some(touched) = touched {
+                    watcher.nudge(&touched);
+                }
+            });
+            Some(telling)
         };
         let job = Job { sent, run: Box::new(run), answers: true, is_short };
         self.wire.send(Request { job, entrance: self.entrance.clone() });
@@ -143,14 +152,16 @@ impl Entrance {
         if is_first
             && job.is_short
             && let Ok(mut desk) = self.desk.try_lock()
-            && desk.do_in_haste(&mut job)
+            && let Some(telling) = desk.do_in_haste(&mut job)
         {
+            let is_log_due = desk.is_log_due();
+            drop(desk);
             self.not_done.fetch_sub(1, Ordering::AcqRel);
-            if desk.is_log_due() {
+            if is_log_due {
                 // A thread that has ended had the file closed, and with it the log.
                 _ = self.jobs.send(Message::TendLog);
             }
-            return;
+            return telling();
         }
         // A thread that has ended took its callers along.
         _ = self.jobs.send(Message::Job(job));
@@ -185,15 +196,17 @@ impl Queue {
                     Message::TendLog => is_log_due = true,
                 }
             }
-            let mut desk = desk_of(&self.desk);
             if let Some(mut job) = self.renewals.pop_front().or_else(|| self.others.pop_front()) {
-                desk.run(&mut job, false);
+                let mut desk = desk_of(&self.desk);
+                let telling = desk.run(&mut job, false);
                 is_log_due |= desk.is_log_due();
+                drop(desk);
                 self.not_done.fetch_sub(1, Ordering::AcqRel);
+                if let Some(telling) = telling {
+                    telling();
+                }
             }
             if is_log_due {
-                desk.untended = 0;
-                drop(desk);
                 // A log that cannot be tended now grows, and is when so many changes were made again.
                 _ = self.tend_log();
             }
@@ -247,32 +260,32 @@ pub(crate) struct Desk {
 
 /// After so many changes the thread looks whether the log is long.
 const TENDED_AFTER: u32 = 256;
-/// A change that takes so long met a disk that keeps writers waiting, though nothing is forced to it: no caller's time is spent on that again for a while.
-const SLOW: Duration = Duration::from_millis(10);
+/// A change that takes so long met a disk that keeps writers waiting, though nothing is forced to it; losing the core takes less. No caller's time is spent on that again for a while.
+const SLOW: Duration = Duration::from_millis(50);
 const SLOW_FOR: Duration = Duration::from_secs(1);
 
 impl Desk {
-    /// Does a job in its caller's time, unless there is something to wait for; whether it is done.
-    fn do_in_haste(&mut self, job: &mut Job) -> bool {
+    /// Does a job in its caller's time, unless there is something to wait for.
+    fn do_in_haste(&mut self, job: &mut Job) -> Option<Telling> {
         let began = Instant::now();
         if self.slow_until.is_some_and(|until| began < until) {
-            return false;
+            return None;
         }
-        let is_done = self.run(job, true);
+        let done = self.run(job, true);
         if began.elapsed() >= SLOW {
             self.slow_until = Some(began + SLOW + SLOW_FOR);
         }
-        is_done
+        done
     }
 
-    /// Whether it is done; a job that panics is, and its caller hears that its answer was lost.
-    fn run(&mut self, job: &mut Job, in_haste: bool) -> bool {
+    /// Does a job. One that panics is done, and its caller hears that its answer was lost.
+    fn run(&mut self, job: &mut Job, in_haste: bool) -> Option<Telling> {
         let how = How { answers: job.answers, in_haste };
         let run = catch_unwind(AssertUnwindSafe(|| (job.run)(self, how)));
         run.unwrap_or_else(|_| {
             // Whatever state it was left in.
             self.file = None;
-            true
+            Some(Box::new(|| ()))
         })
     }
 
@@ -289,14 +302,7 @@ impl Desk {
         Some(self.place.at_hand(&mut self.file).and_then(|(file, _)| work(file)))
     }
 
-    /// Has those looked for who wait for what was changed.
-    fn tell_watcher(&mut self) {
-        if let Some(touched) = self.file.as_mut().and_then(File::touched) {
-            self.watcher.nudge(&touched);
-        }
-    }
-
     fn is_log_due(&self) -> bool {
-        self.untended >= TENDED_AFTER
+        self.untended > 0 && self.untended.is_multiple_of(TENDED_AFTER)
     }
 }
