@@ -327,3 +327,27 @@ fn log_ahead(connection: &Connection) -> Result<(), OpenError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What another process makes in their place is another file.
+    #[test]
+    fn a_file_is_in_place_while_its_log_and_index_are() {
+        for (name, is_noticed_in_haste) in [("locks.db", true), ("locks.db-wal", false), ("locks.db-shm", true)] {
+            let folder = tempfile::TempDir::new().unwrap();
+            let mut file = File::open(&folder.path().join("locks.db"), &Host::this()).unwrap();
+            assert!(file.is_in_place());
+            let name = folder.path().join(name);
+            for replaced in [false, true] {
+                _ = std::fs::remove_file(&name);
+                if replaced {
+                    std::fs::write(&name, "").unwrap();
+                }
+                assert!(!file.is_in_place(), "{name:?}");
+                assert_eq!(file.in_haste(|_| Ok(())).is_none(), is_noticed_in_haste, "{name:?}");
+            }
+        }
+    }
+}
