@@ -1,14 +1,16 @@
 //! What a lock in a file costs: `cargo bench -p dlock-sqlite --bench locks`.
 //!
-//! Three questions, each answered with numbers: what lock and release of a free key cost beside two bare write transactions with the same durability, in turns on
-//! the same disk; how soon a process that waits hears of another's release; and how much of a core waiting takes.
+//! Four questions, each answered with numbers: what lock and release of a free key cost beside two bare write transactions with the same settings, in turns on
+//! the same disk; what they cost while another lock is held and watched; how soon a process that waits hears of another's release; and how much of a core
+//! waiting takes.
 #![allow(missing_docs)]
 
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dlock_core::{Claim, ClaimId, Cursor, Key, LockBackend, Mode, Place, SessionId, SessionRequest, Standing};
+use dlock_core::{Claim, ClaimId, Cursor, Granted, Key, LockBackend, Metadata, Mode, Place, SessionId, SessionRequest, Standing};
 use dlock_sqlite::{Sqlite, SqliteOptions};
 use rusqlite::{Connection, TransactionBehavior};
 use rustix::time::{ClockId, clock_gettime};
@@ -20,6 +22,11 @@ const A_ROUND: u32 = 200;
 const RELEASES: usize = 40;
 const WAITERS: usize = 20;
 const WATCHED_FOR: Duration = Duration::from_secs(5);
+
+/// As long as what hosts in a cloud are called.
+const OWNER: &str = "ip-10-0-112-234.eu-central-1.compute.internal/1234567/billing";
+/// Thirty bytes.
+const KEY: &str = "billing/invoices/2026/00012345";
 
 fn main() {
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime can be built");
@@ -36,19 +43,22 @@ fn client(folder: &Path) -> Sqlite {
 
 async fn session(client: &Sqlite) -> SessionId {
     let id = SessionId::from_bits(fastrand::u128(..));
-    let request = SessionRequest { id: id.clone(), ttl: Duration::from_secs(3_600), owner: "host/1/bench".into() };
+    let request = SessionRequest { id: id.clone(), ttl: Duration::from_secs(3_600), owner: OWNER.into() };
     client.open(&request).await.expect("it opens");
     id
 }
 
 fn claim(key: &str) -> Claim {
+    let mut metadata = Metadata::new();
+    metadata.insert("purpose", "month-end closing").expect("the name is free");
+    metadata.insert("version", "4.17.2").expect("the name is free");
     Claim {
         id: ClaimId::from_bits(fastrand::u128(..)),
         key: Key::new(key).expect("a good name"),
         mode: Mode::Exclusive,
-        owner: "host/1/bench".into(),
+        owner: OWNER.into(),
         acquired_at: "2026-01-01T00:00:00Z".into(),
-        metadata: None,
+        metadata: Some(Arc::new(metadata)),
     }
 }
 
@@ -57,11 +67,23 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// Median, mean and the one of a hundred that took longest.
+fn told(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let mean = times.iter().sum::<Duration>() / u32::try_from(times.len()).unwrap_or(u32::MAX);
+    format!("{:.1?} (mean {mean:.1?}, p99 {:.1?})", times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+/// With the settings of a file of locks.
 fn bare(folder: &Path) -> Connection {
     let bare = Connection::open(folder.join("bare.db")).expect("it opens");
-    let layout = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 8000; CREATE TABLE bare (id INTEGER PRIMARY KEY, text TEXT);
-        INSERT INTO bare VALUES (1, '')";
-    bare.execute_batch(layout).expect("it is laid out");
+    let locks = Connection::open(folder.join("locks.db")).expect("it opens");
+    let page_bytes: i64 = locks.pragma_query_value(None, "page_size", |row| row.get(0)).expect("it has one");
+    let layout = format!(
+        "PRAGMA page_size = {page_bytes}; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;
+        PRAGMA wal_autocheckpoint = 8000; CREATE TABLE bare (id INTEGER PRIMARY KEY, text TEXT); INSERT INTO bare VALUES (1, '')"
+    );
+    bare.execute_batch(&layout).expect("it is laid out");
     bare
 }
 
@@ -72,30 +94,48 @@ fn write(bare: &mut Connection, text: &str) {
 }
 
 fn lock_and_release(runtime: &Runtime, folder: &Path) {
-    let (mut bare, client) = (bare(folder), client(folder));
+    let client = client(folder);
     let session = runtime.block_on(session(&client));
+    let mut bare = bare(folder);
+    let alone = in_turns(runtime, &client, &session, &mut bare);
+    println!("lock and release of a free key: {alone}");
+    let watched = claim("held and watched");
+    let standing = runtime.block_on(client.claim(&session, &watched, Place::Queue)).expect("it is answered");
+    let Standing::Held { token } = standing else { panic!("{standing:?}") };
+    let watch = runtime.spawn({
+        let (client, session, granted) = (client.clone(), session.clone(), Granted { claim: Arc::new(watched), token });
+        async move { client.disturbed(&session, Some(&granted), None).await }
+    });
+    let watched = in_turns(runtime, &client, &session, &mut bare);
+    println!("the same while another lock is held and watched: {watched}");
+    watch.abort();
+}
+
+fn in_turns(runtime: &Runtime, client: &Sqlite, session: &SessionId, bare: &mut Connection) -> String {
     let (mut bares, mut locks) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let began = Instant::now();
         for _ in 0..A_ROUND {
-            write(&mut bare, black_box("taken"));
-            write(&mut bare, black_box("given back"));
+            let began = Instant::now();
+            write(bare, black_box("taken"));
+            write(bare, black_box("given back"));
+            bares.push(began.elapsed());
         }
-        bares.push(began.elapsed() / A_ROUND);
-        let began = Instant::now();
         runtime.block_on(async {
             for _ in 0..A_ROUND {
-                let claim = claim(black_box("k"));
-                let standing = client.claim(&session, &claim, Place::Queue).await.expect("it is answered");
+                let claim = claim(black_box(KEY));
+                let began = Instant::now();
+                let standing = client.claim(session, &claim, Place::Queue).await.expect("it is answered");
                 assert!(matches!(standing, Standing::Held { .. }), "{standing:?}");
-                client.release(&session, &claim).await.expect("it is answered");
+                client.release(session, &claim).await.expect("it is answered");
+                locks.push(began.elapsed());
             }
         });
-        locks.push(began.elapsed() / A_ROUND);
     }
-    let (bare, lock) = (median(bares), median(locks));
-    let ratio = lock.as_secs_f64() / bare.as_secs_f64();
-    println!("lock and release of a free key: {lock:?}, two bare write transactions: {bare:?}, ratio {ratio:.2}");
+    let mean = |times: &[Duration]| times.iter().sum::<Duration>().as_secs_f64();
+    let means = mean(&locks) / mean(&bares);
+    let medians = median(locks.clone()).as_secs_f64() / median(bares.clone()).as_secs_f64();
+    let (locks, bares) = (told(locks), told(bares));
+    format!("{locks}, two bare write transactions: {bares}, ratio {medians:.2} (of the means {means:.2})")
 }
 
 /// Two backend values share nothing, as two processes.

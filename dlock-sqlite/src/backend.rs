@@ -1,7 +1,7 @@
 //! SQLite as a store of locks.
 //!
 //! A claim is a row in the line of its key, in the order of the numbers that the file gives out; it is held once those ahead of it leave room. Its
-//! number is the token. A session is a row with the moment at which it lapses. Every call is one transaction, done by one thread.
+//! number is the token. A session is a row with the moment at which it lapses. Every call is one transaction, done by one at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -17,7 +17,7 @@ use dlock_core::{
 use crate::config::{ConfigError, SqliteOptions};
 use crate::file::File;
 use crate::host::Host;
-use crate::line::{Change, json};
+use crate::line::{About, Change, json};
 use crate::notes::Notes;
 use crate::probe;
 use crate::watcher::Watcher;
@@ -129,13 +129,21 @@ impl LockBackend for Sqlite {
             change.open(&id, &owner, nanos)?;
             Ok(())
         };
-        self.shared.worker.ask(Sent::Open, |file| file.change(open)).await?;
+        self.shared.worker.ask(Sent::Open, |file| file.change_of(About::Sessions, open)).await?;
         Ok(session)
     }
 
     async fn renew(&self, session: &SessionId) -> Result<Renewal, BackendError> {
         let session = session.clone();
-        let ttl = self.shared.worker.ask(Sent::Renew, move |file| file.change(|change| Ok(change.renew(&session)?))).await?;
+        let notes = self.shared.notes.clone();
+        let renew = move |file: &mut File| {
+            let ttl = file.change_of(About::Sessions, |change| Ok(change.renew(&session)?))?;
+            if ttl.is_none() {
+                notes.ended(&session);
+            }
+            Ok(ttl)
+        };
+        let ttl = self.shared.worker.ask(Sent::Renew, renew).await?;
         Ok(match ttl.and_then(|nanos| u64::try_from(nanos).ok()) {
             Some(nanos) => Renewal::Renewed { ttl: Duration::from_nanos(nanos) },
             None => Renewal::Gone,
@@ -164,16 +172,19 @@ impl LockBackend for Sqlite {
         // Noted before it is sent, and until it has arrived, wherever this future is dropped.
         let under_way = notes.sending(&session, claim.id);
         let enter = move |file: &mut File| {
-            let _arrived = under_way;
-            let standing = file.change(|change| change.claim(&session, &claim, &published, place));
+            // Goes with this, before the answer.
+            let _arrives = &under_way;
+            let standing =
+                file.change_of(About::Claim(&session, &claim), |change| change.claim(&session, &claim, &published, place));
             match &standing {
                 Ok(Standing::Held { .. } | Standing::Waiting { .. }) => {}
-                Err(error) if error.kind() == ErrorKind::Ambiguous => {}
+                Err(error) if error.kind() == ErrorKind::Ambiguous || file.was_put_off() => {}
+                Ok(Standing::SessionGone) => notes.ended(&session),
                 _ => notes.left_nothing(claim.id),
             }
             standing
         };
-        self.shared.worker.ask(Sent::Claim, enter).await
+        self.shared.worker.ask_at_once(Sent::Claim, enter).await
     }
 
     async fn wait(&self, session: &SessionId, claim: &Claim, _: Cursor) -> Result<Woken, BackendError> {
@@ -182,18 +193,28 @@ impl LockBackend for Sqlite {
     }
 
     async fn confirm(&self, session: &SessionId, claim: &Claim, _: Cursor) -> Result<Standing, BackendError> {
-        let (session, claim) = (session.clone(), claim.clone());
-        self.shared.worker.ask(Sent::Look, move |file| file.read(|seen| seen.confirm(&session, &claim))).await
+        let (session, claim, notes) = (session.clone(), claim.clone(), self.shared.notes.clone());
+        let confirm = move |file: &mut File| {
+            let standing = file.read(|seen| seen.confirm(&session, &claim))?;
+            if standing == Standing::SessionGone {
+                notes.ended(&session);
+            }
+            Ok(standing)
+        };
+        self.shared.worker.ask(Sent::Look, confirm).await
     }
 
     async fn release(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
         let (session, claim, notes) = (session.clone(), claim.clone(), self.shared.notes.clone());
         let release = move |file: &mut File| {
             // Asked now: copies that were sent before have arrived, unless something stood in their way.
-            let may_be_under_way = notes.released(claim.id);
-            file.change(|change| change.release(&session, &claim, may_be_under_way))
+            let may_be_under_way = notes.may_be_under_way(claim.id);
+            let release = |change: &Change<'_>| change.release(&session, &claim, may_be_under_way);
+            let released = file.change_of(About::Key(&claim.key), release)?;
+            notes.forget(claim.id);
+            Ok(released)
         };
-        self.shared.worker.ask(Sent::Release, release).await
+        self.shared.worker.ask_at_once(Sent::Release, release).await
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {
@@ -227,7 +248,9 @@ impl LockBackend for Sqlite {
         let last = self.shared.amended.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now.max(last + 1)));
         let called = now.max(last.unwrap_or_default() + 1);
         let session = session.clone();
-        let amend = move |file: &mut File| file.change(|change| change.amend(&session, &amended, &published, called));
+        let amend = move |file: &mut File| {
+            file.change_of(About::Key(&amended.key), |change| change.amend(&session, &amended, &published, called))
+        };
         self.shared.worker.ask(Sent::Amend, amend).await
     }
 
@@ -243,7 +266,10 @@ impl LockBackend for Sqlite {
 
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {
         let key = key.clone();
-        self.shared.worker.ask(Sent::Release, move |file| file.change(|change| change.evict(&key, token))).await
+        self.shared
+            .worker
+            .ask(Sent::Release, move |file| file.change_of(About::Key(&key), |change| change.evict(&key, token)))
+            .await
     }
 
     async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
@@ -263,7 +289,9 @@ impl LockBackend for Sqlite {
                 Ok(together) => !matches!(together, Together::Held { .. }),
                 Err(error) => error.kind() != ErrorKind::Ambiguous,
             };
-            if nothing {
+            if matches!(together, Ok(Together::SessionGone)) {
+                notes.ended(&session);
+            } else if nothing {
                 for claim in &claims {
                     notes.left_nothing(claim.id);
                 }

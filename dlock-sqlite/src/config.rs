@@ -52,13 +52,19 @@ impl SqliteOptions {
         }
     }
 
-    /// The session lifetimes that are accepted; the shortest must be longer than zero, and not longer than the longest. Defaults to 1 s to 24 h.
+    /// The session lifetimes that are accepted; the shortest must be longer than zero, and not longer than the longest, which is a hundred years at most. Defaults to 1 s to 24 h.
     pub fn ttl_range(mut self, ttl: TtlRange) -> Result<Self, ConfigError> {
-        if ttl.min.is_zero() || ttl.min > ttl.max || i64::try_from(ttl.max.as_nanos()).is_err() {
-            return Err(ConfigError::Ttl { min: ttl.min, max: ttl.max });
-        }
-        self.ttl = ttl;
-        Ok(self)
+        let reason = if ttl.min.is_zero() {
+            "a session must live for some time"
+        } else if ttl.min > ttl.max {
+            "the shortest is longer than the longest"
+        } else if ttl.max > LONGEST {
+            "none may be longer than a hundred years"
+        } else {
+            self.ttl = ttl;
+            return Ok(self);
+        };
+        Err(ConfigError::Ttl { min: ttl.min, max: ttl.max, reason })
     }
 
     /// The file.
@@ -66,6 +72,9 @@ impl SqliteOptions {
         &self.path
     }
 }
+
+/// With it no moment at which a session lapses is too far away to be counted in nanoseconds.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Why a path cannot be that of a file of locks, if so.
 fn refusal(path: &Path) -> Option<&'static str> {
@@ -112,13 +121,15 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// No session can live so long.
-    #[error("a range of session lifetimes from {min:?} to {max:?} is empty; use for example 1 s to 24 h")]
+    /// No session can live so long, or so short.
+    #[error("session lifetimes cannot be from {min:?} to {max:?}: {reason}; use for example 1 s to 24 h")]
     Ttl {
         /// The shortest.
         min: Duration,
         /// The longest.
         max: Duration,
+        /// What is wrong with them.
+        reason: &'static str,
     },
     /// The system starts no thread.
     #[error("the system starts no thread for the file of locks")]
@@ -169,11 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_range_of_lifetimes_is_refused() {
+    fn a_range_in_which_no_session_could_live_is_refused_with_the_reason() {
         let (short, long) = (Duration::from_secs(1), Duration::from_secs(9));
-        for (min, max) in [(Duration::ZERO, long), (long, short), (short, Duration::MAX)] {
-            let options = SqliteOptions::new("/locks.db").unwrap();
-            assert!(matches!(options.ttl_range(TtlRange { min, max }), Err(ConfigError::Ttl { .. })), "{min:?} {max:?}");
+        let century = Duration::from_secs(100 * 366 * 86_400);
+        for (min, max, why) in [
+            (Duration::ZERO, long, "some time"),
+            (long, short, "longer than the longest"),
+            (short, Duration::MAX, "hundred years"),
+            (short, century, "hundred years"),
+        ] {
+            let error = SqliteOptions::new("/locks.db").unwrap().ttl_range(TtlRange { min, max }).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The lines of the keys: who enters, who holds, who leaves. Each of these is a part of one transaction.
 
+use std::cell::Cell;
+
 use dlock_core::{
     BackendError, Claim, Cursor, ErrorKind, FencingToken, Holder, Key, Metadata, Mode, Place, Published, Release, Room, SessionId,
     Standing, Together,
@@ -8,16 +10,50 @@ use rusqlite::{Connection, Row, params};
 
 use crate::classify::Failed;
 use crate::host::Host;
-use crate::schema::PER_BOOT;
+use crate::schema::ROOM;
 
-/// A transaction under way, and the moment it began.
+/// A transaction under way, the moment it began, and what stood in the file then.
 pub(crate) struct Change<'t> {
     pub(crate) db: &'t Connection,
     /// Nanoseconds since boot.
     pub(crate) now: i64,
     /// Whether the time of a session is over that is still there.
     pub(crate) is_due: bool,
+    /// The number of the last change, as far as this one knows.
+    last: Cell<i64>,
+    /// Up to where numbers can be given out.
+    reserved: i64,
+    /// Whether the claim that this is about has a session that is alive, and whether it was released while a copy of it may have been under way.
+    alive_and_over: (bool, bool),
 }
+
+/// What a change is about: what it looks at first, and who is told of it.
+#[derive(Clone, Copy)]
+pub(crate) enum About<'c> {
+    /// Perhaps several keys.
+    Anything,
+    /// Sessions, and no end of one.
+    Sessions,
+    Key(&'c Key),
+    Claim(&'c SessionId, &'c Claim),
+}
+
+/// What a transaction looks at first, by one statement. A claim is asked for along with it, since it needs little more.
+const OPENING: &str = "
+SELECT boot = ?1, (SELECT min(lapses) FROM dlock_session),
+    max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)), reserved * settled, FALSE, FALSE
+FROM dlock_store";
+const OPENING_OF_A_CLAIM: &str = "
+SELECT boot = ?1, (SELECT min(lapses) FROM dlock_session),
+    max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)), reserved * settled,
+    EXISTS (SELECT 1 FROM dlock_session WHERE id = ?2 AND lapses > ?3),
+    EXISTS (SELECT 1 FROM dlock_over WHERE session = ?2 AND claim = ?4)
+FROM dlock_store";
+const ENTER: &str = "INSERT INTO dlock_claim (token, key, session, claim, mode, published) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+/// By the whole primary key, though the session and the claim are all that is known: what is found by it is deleted at once, without a list of what is to be.
+const LEAVE: &str = "
+DELETE FROM dlock_claim WHERE key = ?1 AND session = ?2 AND claim = ?3
+    AND token = (SELECT token FROM dlock_claim WHERE key = ?1 AND session = ?2 AND claim = ?3)";
 
 /// One in line.
 pub(crate) struct Entry {
@@ -92,16 +128,30 @@ pub(crate) fn place(line: &[Entry], session: &SessionId, claim: &Claim) -> Optio
 
 impl<'t> Change<'t> {
     /// Looks whether the file is still one of this boot: of another, another host uses it.
-    pub(crate) fn begin(db: &'t Connection, host: &Host) -> Result<Self, BackendError> {
-        let store = "SELECT boot, (SELECT min(lapses) FROM dlock_session) FROM dlock_store";
-        let read = |db: &Connection| db.prepare_cached(store)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)));
-        let (boot, next_lapse): (String, Option<i64>) = read(db).map_err(|error| BackendError::from(Failed::from(error)))?;
-        if boot != host.boot()? {
+    pub(crate) fn begin(db: &'t Connection, host: &Host, about: About<'_>) -> Result<Self, BackendError> {
+        let (boot, now) = (host.boot()?, host.now());
+        let read = |db: &Connection| {
+            let answer = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, (row.get(4)?, row.get(5)?)));
+            if let About::Claim(session, claim) = about {
+                let asked = params![boot, session.as_str(), now, claim.id.to_string()];
+                return db.prepare_cached(OPENING_OF_A_CLAIM)?.query_row(asked, answer);
+            }
+            db.prepare_cached(OPENING)?.query_row([boot], answer)
+        };
+        let opening = read(db).map_err(|error| BackendError::from(Failed::from(error)))?;
+        let (is_of_this_boot, next_lapse, last, reserved, alive_and_over): (bool, Option<i64>, i64, i64, _) = opening;
+        if !is_of_this_boot {
             let message = "the file of locks was opened on another host since; give every host a file of its own";
             return Err(BackendError::new(ErrorKind::Conflict, message));
         }
-        let now = host.now();
-        Ok(Self { db, now, is_due: next_lapse.is_some_and(|lapses| lapses <= now) })
+        let is_due = next_lapse.is_some_and(|lapses| lapses <= now);
+        Ok(Self { db, now, is_due, last: Cell::new(last), reserved, alive_and_over })
+    }
+
+    /// The number of the last change, if a transaction like this should not begin before more numbers are set aside behind it.
+    pub(crate) fn lacks_numbers(&self, about: About<'_>) -> Option<i64> {
+        let may_give_some = matches!(about, About::Anything | About::Claim(..));
+        (may_give_some && self.last.get() + ROOM > self.reserved).then_some(self.last.get())
     }
 
     /// Those in the line of a key, first come first.
@@ -124,31 +174,30 @@ impl<'t> Change<'t> {
         self.db.prepare_cached(last)?.query_row([], |row| row.get(0))
     }
 
-    /// Whether the session is alive, and whether the claim was released while a copy of it may have been under way.
-    fn is_alive_or_over(&self, session: &SessionId, claim: &Claim) -> rusqlite::Result<(bool, bool)> {
-        let both = "SELECT EXISTS (SELECT 1 FROM dlock_session WHERE id = ?1 AND lapses > ?2),
-            EXISTS (SELECT 1 FROM dlock_over WHERE session = ?1 AND claim = ?3)";
-        let asked = params![session.as_str(), self.now, claim.id.to_string()];
-        self.db.prepare_cached(both)?.query_row(asked, |row| Ok((row.get(0)?, row.get(1)?)))
+    /// Whether the claim was released while a copy of it may have been under way.
+    fn is_over(&self, session: &SessionId, claim: &Claim) -> rusqlite::Result<bool> {
+        let mut over = self.db.prepare_cached("SELECT 1 FROM dlock_over WHERE session = ?1 AND claim = ?2")?;
+        over.exists(params![session.as_str(), claim.id.to_string()])
     }
 
     /// Puts a claim at the end of its line; its number.
     fn enter(&self, session: &SessionId, claim: &Claim, published: &str) -> Result<i64, Failed> {
-        let next = "SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1, base FROM dlock_store";
-        let (token, base): (i64, i64) = self.db.prepare_cached(next)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        if token > base + PER_BOOT {
-            let message = "the tokens of this boot are used up; others are there after the next";
-            return Err(BackendError::new(ErrorKind::Invalid, message).into());
+        let token = self.last.get() + 1;
+        if token > self.reserved {
+            return Err(
+                BackendError::new(ErrorKind::Transient, "no token is set aside in the file of locks for so many claims").into()
+            );
         }
-        let enter = "INSERT INTO dlock_claim (token, key, session, claim, mode, published) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         let id = claim.id.to_string();
-        let mut enter = self.db.prepare_cached(enter)?;
+        let mut enter = self.db.prepare_cached(ENTER)?;
         enter.execute(params![token, claim.key.as_str(), session.as_str(), id, number(claim.mode)?, published])?;
+        self.last.set(token);
         Ok(token)
     }
 
+    /// To be called of a change that was begun with this claim.
     pub(crate) fn claim(&self, session: &SessionId, claim: &Claim, published: &str, place: Place) -> Result<Standing, Failed> {
-        match self.is_alive_or_over(session, claim)? {
+        match self.alive_and_over {
             (false, _) => return Ok(Standing::SessionGone),
             (true, true) => return Ok(Standing::ClaimGone),
             (true, false) => {}
@@ -160,7 +209,7 @@ impl<'t> Change<'t> {
         }
         let has_room = has_room(&line, claim.mode, line.len());
         if place == Place::Try && !has_room {
-            return Ok(Standing::Busy { holder: self.first(&claim.key, &line)?, cursor: cursor(self.revision()?) });
+            return Ok(Standing::Busy { holder: self.first(&claim.key, &line)?, cursor: cursor(self.last.get()) });
         }
         let number = self.enter(session, claim, published)?;
         if has_room {
@@ -188,7 +237,7 @@ impl<'t> Change<'t> {
             return Err(BackendError::new(ErrorKind::Ambiguous, message).into());
         }
         for (refused, (claim, line)) in claims.iter().zip(&lines).enumerate() {
-            if !line.is_empty() || self.is_alive_or_over(session, claim)?.1 {
+            if !line.is_empty() || self.is_over(session, claim)? {
                 return Ok(Together::Busy { claim: refused, holder: self.first(&claim.key, line)? });
             }
         }
@@ -222,8 +271,7 @@ impl<'t> Change<'t> {
     /// Takes a claim out of its line; no copy of it that may be under way takes effect afterwards.
     pub(crate) fn release(&self, session: &SessionId, claim: &Claim, may_be_under_way: bool) -> Result<Release, Failed> {
         let (of, id) = (session.as_str(), claim.id.to_string());
-        let leave = "DELETE FROM dlock_claim WHERE key = ?1 AND session = ?2 AND claim = ?3";
-        let had = self.db.prepare_cached(leave)?.execute(params![claim.key.as_str(), of, id])? > 0;
+        let had = self.db.prepare_cached(LEAVE)?.execute(params![claim.key.as_str(), of, id])? > 0;
         // Without its session it has no effect either.
         if may_be_under_way && self.is_alive(session)? {
             let over = "INSERT OR IGNORE INTO dlock_over (session, claim) VALUES (?1, ?2)";
@@ -255,7 +303,7 @@ impl<'t> Change<'t> {
     }
 }
 
-fn refuse_contradiction(line: &[Entry], claim: &Claim) -> Result<(), BackendError> {
+pub(crate) fn refuse_contradiction(line: &[Entry], claim: &Claim) -> Result<(), BackendError> {
     match line.first().filter(|first| claim.mode.contradicts(first.mode)) {
         Some(first) => Err(BackendError::contradiction(claim, first.mode)),
         None => Ok(()),
@@ -266,4 +314,26 @@ fn refuse_contradiction(line: &[Entry], claim: &Claim) -> Result<(), BackendErro
 pub(crate) fn json(metadata: &Metadata) -> String {
     // A map of strings is always JSON.
     serde_json::to_string(metadata).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each would make a table in memory, fill it and read it again.
+    #[test]
+    fn no_statement_of_a_lock_keeps_a_list_of_what_is_to_be_done() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(crate::schema::LAYOUT).unwrap();
+        for statement in [OPENING, OPENING_OF_A_CLAIM, ENTER, LEAVE] {
+            let mut explained = db.prepare(&format!("EXPLAIN {statement}")).unwrap();
+            let parameters = explained.parameter_count();
+            let codes = explained.query_map(rusqlite::params_from_iter(vec![0; parameters]), |row| row.get::<_, String>(1));
+            let codes: Vec<String> = codes.unwrap().collect::<Result<_, _>>().unwrap();
+            assert!(codes.len() > 10, "{codes:?}");
+            for list in ["OpenEphemeral", "OpenAutoindex", "OpenPseudo", "RowSetAdd", "SorterOpen"] {
+                assert!(!codes.iter().any(|code| code == list), "{list} in {statement}: {codes:?}");
+            }
+        }
+    }
 }

@@ -6,7 +6,7 @@ use dlock_core::{
 use rusqlite::{Row, params};
 
 use crate::classify::Failed;
-use crate::line::{Change, cursor, holder, place};
+use crate::line::{Change, cursor, holder, place, refuse_contradiction};
 
 /// One in line, with what it published.
 struct Shown {
@@ -82,7 +82,11 @@ impl Change<'_> {
             _ if !self.is_alive(session)? => Hint::MaybeFree,
             None => Hint::ClaimGone,
             Some((_, true)) => Hint::MaybeFree,
-            Some((_, false)) => return Ok(None),
+            Some((_, false)) => {
+                // Whoever came to hold the key may have been named another number than this one.
+                refuse_contradiction(&line, claim)?;
+                return Ok(None);
+            }
         };
         Ok(Some(Woken { cursor: cursor(self.revision()?), hint }))
     }

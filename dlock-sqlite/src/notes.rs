@@ -29,9 +29,14 @@ impl Notes {
         OnItsWay { notes: self.clone(), claim }
     }
 
-    /// The claim is released: whether a copy of it may still be under way. One of which nothing is known may.
-    pub(crate) fn released(&self, claim: ClaimId) -> bool {
-        self.all().remove(&claim).is_none_or(|note| note.under_way > 0)
+    /// Whether a copy of the claim may still be under way. One of which nothing is known may.
+    pub(crate) fn may_be_under_way(&self, claim: ClaimId) -> bool {
+        self.all().get(&claim).is_none_or(|note| note.under_way > 0)
+    }
+
+    /// The claim was released.
+    pub(crate) fn forget(&self, claim: ClaimId) {
+        self.all().remove(&claim);
     }
 
     /// The claim has nothing, and leaves nothing to be released.
@@ -70,13 +75,14 @@ mod tests {
     #[test]
     fn a_claim_may_be_under_way_until_it_arrived_or_nothing_is_known_of_it() {
         let (notes, session, claim) = (Notes::default(), SessionId::new("s"), ClaimId::from_bits(1));
-        assert!(notes.released(claim), "never sent from here");
+        assert!(notes.may_be_under_way(claim), "never sent from here");
         let copy = notes.sending(&session, claim);
         drop(notes.sending(&session, claim));
-        assert!(notes.released(claim), "one copy has not arrived");
+        assert!(notes.may_be_under_way(claim), "one copy has not arrived");
         drop(copy);
-        drop(notes.sending(&session, claim));
-        assert!(!notes.released(claim), "all have arrived");
+        assert!(!notes.may_be_under_way(claim), "all have arrived");
+        notes.forget(claim);
+        assert!(notes.may_be_under_way(claim), "nothing is known any more");
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn permissions(changed: &Result<Duration, BackendError>) -> Finding {
 }
 
 /// The log grows to about so much before it goes into the file.
-const ROOM: u64 = 4 * schema::LOG_PAGES.unsigned_abs() as u64 * schema::PAGE_BYTES.unsigned_abs() as u64;
+const ROOM: u64 = 4 * schema::LOG_PAGES.unsigned_abs() * schema::PAGE_BYTES.unsigned_abs() as u64;
 
 fn storage(room: Option<u64>, error: Option<&BackendError>) -> Finding {
     match room {

@@ -1,31 +1,36 @@
 //! What stands in the file, whose it is, and how it is taken over after a boot.
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use crate::file::OpenError;
-use crate::host::{Host, microseconds_since_2025};
+use crate::host::Host;
+use crate::refusal::OpenError;
 
 /// "dlok": marks the file as one of locks.
 pub(crate) const APPLICATION: i32 = 0x646C_6F6B;
 /// The layout below; another has another number.
 pub(crate) const VERSION: i32 = 1;
 
-/// Of one boot so many numbers are given out at most, so that those of the next cannot meet them.
-pub(crate) const PER_BOOT: i64 = 1 << 40;
+/// So many numbers are set aside at once, which is forced to the disk: about a second of them by the wall clock, and more than half a minute of locking as fast as
+/// it goes.
+pub(crate) const STEP: i64 = 1 << 20;
+/// What a transaction must have before it begins; none gives out so many.
+pub(crate) const ROOM: i64 = 1 << 10;
 
 /// The size of a page.
-pub(crate) const PAGE_BYTES: i32 = 1_024;
+pub(crate) const PAGE_BYTES: i32 = 2_048;
 /// So many pages of the log are written before they go into the file, which is forced: rarely enough to be no part of what a lock costs.
-pub(crate) const LOG_PAGES: i32 = 8_000;
+pub(crate) const LOG_PAGES: i64 = 8_000;
 
 /// Grants and changes are numbered together, and the latest changes are kept for those who wait. The session of a claim has no index: a session ends rarely, and
 /// each index is one more page that every lock writes. Triggers number the changes, and what follows from the end of a session, so that changes by hand are as good as ours.
-const LAYOUT: &str = "
+pub(crate) const LAYOUT: &str = "
 CREATE TABLE dlock_store (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     boot TEXT NOT NULL,
-    base INTEGER NOT NULL,
-    forgotten INTEGER NOT NULL
+    reserved INTEGER NOT NULL,
+    settled INTEGER NOT NULL,
+    forgotten INTEGER NOT NULL,
+    logs INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE dlock_session (id TEXT PRIMARY KEY, owner TEXT NOT NULL, ttl INTEGER NOT NULL, lapses INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX dlock_session_lapses ON dlock_session (lapses);
@@ -45,10 +50,14 @@ CREATE TRIGGER dlock_claimed AFTER INSERT ON dlock_claim BEGIN
     INSERT INTO dlock_change (number, key) VALUES (NEW.token, NEW.key);
 END;
 CREATE TRIGGER dlock_amended AFTER UPDATE ON dlock_claim BEGIN
-    INSERT INTO dlock_change (number, key) SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1, NEW.key FROM dlock_store;
+    INSERT INTO dlock_change (number, key) VALUES (
+        (SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1 FROM dlock_store), NEW.key
+    );
 END;
 CREATE TRIGGER dlock_left AFTER DELETE ON dlock_claim BEGIN
-    INSERT INTO dlock_change (number, key) SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1, OLD.key FROM dlock_store;
+    INSERT INTO dlock_change (number, key) VALUES (
+        (SELECT max(forgotten, coalesce((SELECT max(number) FROM dlock_change), 0)) + 1 FROM dlock_store), OLD.key
+    );
 END;
 CREATE TRIGGER dlock_forgets AFTER INSERT ON dlock_change WHEN NEW.number % 512 = 0 BEGIN
     UPDATE dlock_store SET forgotten = max(forgotten, NEW.number - 2048);
@@ -60,24 +69,85 @@ CREATE TRIGGER dlock_ended AFTER DELETE ON dlock_session BEGIN
 END;
 ";
 
-/// Makes sure that the file is one of locks, of this version and of this boot; makes it one if it is empty.
-pub(crate) fn settle(connection: &mut Connection, host: &Host) -> Result<(), OpenError> {
+/// What came of looking whose a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// It is of this boot, and can be used.
+    Ours,
+    /// It is to be opened again: it was taken over, or another makes it.
+    Again,
+    /// Others have it open, and it is of another boot.
+    InUse,
+}
+
+/// Makes sure that the file is one of locks, of this version and of this boot; makes it one if it is empty. At the first time whoever is about to confirm what it set
+/// aside is left to do so.
+pub(crate) fn settle(connection: &mut Connection, host: &Host, is_first: bool) -> Result<Settled, OpenError> {
     let boot = host.boot()?;
-    if identify_now(connection)? && boot_of(connection)?.as_deref() == Some(boot) {
-        return Ok(());
+    if !identify_now(connection)? {
+        let made = forced(connection, |change| {
+            if identify(change)? {
+                return Ok::<_, OpenError>(None);
+            }
+            change.execute_batch(LAYOUT)?;
+            change.pragma_update(None, "application_id", APPLICATION)?;
+            change.pragma_update(None, "user_version", VERSION)?;
+            Ok(Some(take_over(change, boot, host.wall())?))
+        })?;
+        let Some(reserved) = made else { return Ok(Settled::Again) };
+        confirm(connection, reserved)?;
+        return Ok(Settled::Ours);
     }
-    // The one change that a power failure must not take back: it sets the tokens of this boot apart from those of all boots before.
+    match of_boot(connection)? {
+        Some((of, true)) if of == boot => Ok(Settled::Ours),
+        Some((of, false)) if of == boot && is_first => Ok(Settled::Again),
+        Some((of, false)) if of == boot => reserve(connection, host, 0).map(|()| Settled::Ours),
+        _ => {
+            // Whoever is of the earlier boot is gone, unless that was none: those in a container may be told of another boot than this host's. This succeeds
+            // only if nobody else has the file open.
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+            connection.busy_handler(None)?;
+            match forced(connection, |change| take_over(change, boot, host.wall())) {
+                Ok(reserved) => confirm(connection, reserved)?,
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => return Ok(Settled::InUse),
+                Err(error) => return Err(error.into()),
+            }
+            Ok(Settled::Again)
+        }
+    }
+}
+
+/// Changes the file, and has that forced to the disk, so that a power failure cannot take it back.
+fn forced<T, E: From<rusqlite::Error>>(
+    connection: &mut Connection,
+    change: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     connection.pragma_update(None, "synchronous", "FULL")?;
-    let change = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if !identify(&change)? {
-        change.execute_batch(LAYOUT)?;
-        change.pragma_update(None, "application_id", APPLICATION)?;
-        change.pragma_update(None, "user_version", VERSION)?;
-    }
-    take_over(&change, boot)?;
-    change.commit()?;
+    let change_and_commit = |connection: &mut Connection| {
+        debug_assert_eq!(connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i32>(0)), Ok(2));
+        let under_way = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let outcome = change(&under_way)?;
+        under_way.commit()?;
+        Ok(outcome)
+    };
+    let outcome = change_and_commit(connection);
     connection.pragma_update(None, "synchronous", "NORMAL")?;
-    Ok(())
+    outcome
+}
+
+/// Sets more numbers aside, behind `last`, so that those of the next boot, and of a file made after this was deleted, are behind all that are given out.
+pub(crate) fn reserve(connection: &mut Connection, host: &Host, last: i64) -> Result<(), OpenError> {
+    let boot = host.boot()?;
+    let raise = "UPDATE dlock_store SET reserved = max(max(reserved, ?1) + ?2, ?3), settled = 0 WHERE boot = ?4 RETURNING reserved";
+    let reserved =
+        forced(connection, |change| change.query_row(raise, params![last, STEP, host.wall(), boot], |row| row.get(0)).optional())?;
+    // Of another boot: that is told when it is used.
+    reserved.map_or(Ok(()), |reserved| Ok(confirm(connection, reserved)?))
+}
+
+/// Says that what was set aside is on the disk. Until then another may see it that a power failure would take back: whoever set it aside was killed before it was forced.
+fn confirm(connection: &mut Connection, reserved: i64) -> rusqlite::Result<()> {
+    forced(connection, |change| change.execute("UPDATE dlock_store SET settled = 1 WHERE reserved = ?1", [reserved]).map(|_| ()))
 }
 
 /// [`identify`] as of one moment: another process may be making the file.
@@ -98,25 +168,36 @@ fn identify(connection: &Connection) -> Result<bool, OpenError> {
     }
 }
 
-fn boot_of(connection: &Connection) -> rusqlite::Result<Option<String>> {
-    connection.query_row("SELECT boot FROM dlock_store", [], |row| row.get(0)).optional()
+/// Whether what is ours can be read. Tables of others, who keep what they guard beside it, are theirs to check.
+pub(crate) fn is_sound(connection: &Connection) -> rusqlite::Result<bool> {
+    for table in ["dlock_store", "dlock_session", "dlock_claim", "dlock_over", "dlock_change"] {
+        let found: String = connection.query_row(&format!("PRAGMA quick_check({table})"), [], |row| row.get(0))?;
+        if found != "ok" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
-/// Ends all that was before this boot.
-fn take_over(change: &Transaction<'_>, boot: &str) -> rusqlite::Result<()> {
-    let before =
-        change.query_row("SELECT boot, base FROM dlock_store", [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)));
-    let before = before.optional()?;
-    if before.as_ref().is_some_and(|(earlier, _)| earlier == boot) {
-        return Ok(());
+/// Of which boot the file is, and whether that was confirmed.
+fn of_boot(connection: &Connection) -> rusqlite::Result<Option<(String, bool)>> {
+    connection.query_row("SELECT boot, settled FROM dlock_store", [], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+}
+
+/// Ends all that was before this boot; up to where numbers are set aside.
+fn take_over(change: &Transaction<'_>, boot: &str, wall: i64) -> rusqlite::Result<i64> {
+    let before = change.query_row("SELECT boot, reserved FROM dlock_store", [], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let (earlier, reserved): (String, i64) = before.unwrap_or_default();
+    if earlier == boot {
+        // Another was faster; what it set aside is not confirmed by this one.
+        return Ok(0);
     }
-    let after_all_before = before.map_or(0, |(_, base)| base + PER_BOOT);
-    let base = after_all_before.max(microseconds_since_2025());
+    let base = reserved.max(wall);
     change
         .execute_batch("DELETE FROM dlock_session; DELETE FROM dlock_claim; DELETE FROM dlock_over; DELETE FROM dlock_change;")?;
     change.execute(
-        "INSERT OR REPLACE INTO dlock_store (one, boot, base, forgotten) VALUES (1, ?1, ?2, ?2)",
-        rusqlite::params![boot, base],
+        "INSERT OR REPLACE INTO dlock_store (one, boot, reserved, settled, forgotten) VALUES (1, ?1, ?2, 0, ?3)",
+        params![boot, base + STEP, base],
     )?;
-    Ok(())
+    Ok(base + STEP)
 }

@@ -18,9 +18,10 @@ impl Change<'_> {
         alive.exists(params![session.as_str(), self.now])
     }
 
-    /// Makes a session with this ttl in nanoseconds; a second copy of the request finds it made.
+    /// Makes a session with this ttl in nanoseconds; a second request finds it made, and gives it its own ttl from now on.
     pub(crate) fn open(&self, session: &SessionId, owner: &str, ttl: i64) -> rusqlite::Result<()> {
-        let open = "INSERT INTO dlock_session (id, owner, ttl, lapses) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING";
+        let open = "INSERT INTO dlock_session (id, owner, ttl, lapses) VALUES (?1, ?2, ?3, ?4)
+            ON CONFLICT (id) DO UPDATE SET ttl = excluded.ttl, lapses = max(lapses, excluded.lapses)";
         self.db.prepare_cached(open)?.execute(params![session.as_str(), owner, ttl, self.now.saturating_add(ttl)])?;
         Ok(())
     }

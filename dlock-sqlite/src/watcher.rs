@@ -13,7 +13,7 @@ use dlock_core::{BackendError, ErrorKind, Key};
 use tokio::sync::oneshot;
 
 use crate::classify::Failed;
-use crate::file::File;
+use crate::file::{File, Touched};
 use crate::line::Change;
 use crate::worker::Place;
 
@@ -29,18 +29,46 @@ pub(crate) struct Watcher {
 struct State {
     /// Those who came since the last look.
     fresh: Vec<Box<dyn Waits>>,
-    /// Whether anybody waits at all.
-    is_awaited: bool,
+    /// The keys for which somebody waits, and whether somebody waits for anything else.
+    keys: HashSet<Key>,
+    awaits_others: bool,
     nudged: bool,
     ended: bool,
+}
+
+impl State {
+    fn await_also(&mut self, key: Option<&Key>) {
+        match key {
+            Some(key) => _ = self.keys.insert(key.clone()),
+            None => self.awaits_others = true,
+        }
+    }
+
+    /// Forgets what nobody waits for any more.
+    fn await_only(&mut self, all: &[Box<dyn Waits>]) {
+        self.keys.clear();
+        self.awaits_others = false;
+        let fresh = std::mem::take(&mut self.fresh);
+        for waits in all.iter().chain(&fresh) {
+            self.await_also(waits.key());
+        }
+        self.fresh = fresh;
+    }
 }
 
 impl Watcher {
     /// Starts the thread, which ends when it is told to.
     pub(crate) fn start(place: Place) -> std::io::Result<Arc<Self>> {
         let watcher = Arc::new(Self::default());
-        let watching =
-            Watching { watcher: Arc::clone(&watcher), place, file: None, all: Vec::new(), seen: None, pace: Pace::default() };
+        let watching = Watching {
+            watcher: Arc::clone(&watcher),
+            place,
+            file: None,
+            all: Vec::new(),
+            some_went: false,
+            seen: None,
+            pace: Pace::default(),
+        };
         std::thread::Builder::new().name("dlock-sqlite-wait".to_owned()).spawn(move || watching.work())?;
         Ok(watcher)
     }
@@ -58,16 +86,24 @@ impl Watcher {
 
     fn hand_in(&self, waits: Box<dyn Waits>) {
         let mut state = self.state();
+        if state.ended {
+            // With the answer that it has ended.
+            return;
+        }
+        state.await_also(waits.key());
         state.fresh.push(waits);
-        state.is_awaited = true;
         drop(state);
         self.nudged.notify_one();
     }
 
-    /// This process changed the file.
-    pub(crate) fn nudge(&self) {
+    /// This process changed the file; heard if it concerns somebody.
+    pub(crate) fn nudge(&self, touched: &Touched) {
         let mut state = self.state();
-        if state.is_awaited && !state.nudged {
+        let is_awaited = match touched {
+            Touched::Key(key) => state.keys.contains(key),
+            Touched::Anything => state.awaits_others || !state.keys.is_empty(),
+        };
+        if is_awaited && !state.nudged {
             state.nudged = true;
             drop(state);
             self.nudged.notify_one();
@@ -89,10 +125,12 @@ impl Watcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sleeps until somebody comes, this process changes the file, or it is time for another look; `None` at the end.
-    fn sleep(&self, at_most: Option<Duration>) -> Option<Vec<Box<dyn Waits>>> {
+    /// Takes note of who is `left` if anybody went. Sleeps until somebody comes, this process changes the file, or it is time for another look; `None` at the end.
+    fn sleep(&self, left: Option<&[Box<dyn Waits>]>, at_most: Option<Duration>) -> Option<Vec<Box<dyn Waits>>> {
         let mut state = self.state();
-        state.is_awaited = at_most.is_some() || !state.fresh.is_empty();
+        if let Some(left) = left {
+            state.await_only(left);
+        }
         while !state.ended && !state.nudged && state.fresh.is_empty() {
             match at_most {
                 None => state = self.nudged.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -118,6 +156,8 @@ impl fmt::Debug for Watcher {
 
 /// One who waits.
 trait Waits: Send {
+    /// The key that it waits for, if for one.
+    fn key(&self) -> Option<&Key>;
     /// Whether a change of these keys concerns it.
     fn is_concerned(&self, keys: &HashSet<String>) -> bool;
     /// Whether nobody waits any more.
@@ -135,6 +175,10 @@ struct Waiter<T, F> {
 }
 
 impl<T: Send, F: FnMut(&Change<'_>) -> Result<Option<T>, Failed> + Send> Waits for Waiter<T, F> {
+    fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
     fn is_concerned(&self, keys: &HashSet<String>) -> bool {
         self.key.as_ref().is_none_or(|key| keys.contains(key.as_str()))
     }
@@ -188,6 +232,8 @@ struct Watching {
     place: Place,
     file: Option<File>,
     all: Vec<Box<dyn Waits>>,
+    /// Whether some of them went since the others were last noted.
+    some_went: bool,
     seen: Option<Seen>,
     pace: Pace,
 }
@@ -200,12 +246,22 @@ struct Seen {
     next_lapse: Option<i64>,
 }
 
+/// However the thread ends, nobody waits for it.
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let mut state = self.watcher.state();
+        state.ended = true;
+        state.fresh.clear();
+    }
+}
+
 impl Watching {
     fn work(mut self) {
         loop {
             let pause = (!self.all.is_empty()).then_some(self.pace.0);
-            let Some(mut fresh) = self.watcher.sleep(pause) else { return };
-            self.all.retain(|waits| !waits.is_gone());
+            let left = std::mem::take(&mut self.some_went).then_some(&self.all[..]);
+            let Some(mut fresh) = self.watcher.sleep(left, pause) else { return };
+            self.let_go();
             if self.all.is_empty() && fresh.is_empty() {
                 continue;
             }
@@ -218,8 +274,15 @@ impl Watching {
                 }
                 self.seen = None;
             }
-            self.all.retain(|waits| !waits.is_gone());
+            self.let_go();
         }
+    }
+
+    /// Lets those go who wait no more.
+    fn let_go(&mut self) {
+        let before = self.all.len();
+        self.all.retain(|waits| !waits.is_gone());
+        self.some_went |= self.all.len() < before;
     }
 
     fn look(&mut self, fresh: &mut [Box<dyn Waits>]) -> Result<(), BackendError> {
@@ -261,15 +324,17 @@ impl Watching {
                 None => (seen.changes_since(i64::MAX)?.0, None),
             };
             let keys: Option<HashSet<String>> = keys.map(HashSet::from_iter);
+            let mut is_any_concerned = false;
             for waits in all.iter_mut() {
                 if keys.as_ref().is_none_or(|keys| waits.is_concerned(keys)) {
                     waits.look(seen);
+                    is_any_concerned |= waits.key().is_some();
                 }
             }
             for waits in fresh.iter_mut() {
                 waits.look(seen);
             }
-            Ok((revision, keys.is_none_or(|keys| !keys.is_empty())))
+            Ok((revision, is_any_concerned))
         })?;
         self.seen = Some(Seen { version, revision, next_lapse });
         if concerned {

@@ -1,9 +1,8 @@
 //! What is between the calls and the thread that has the file, so that a test can hold, lose and refuse requests on their way.
 
 use std::fmt;
-use std::sync::mpsc::Sender;
 
-use crate::worker::Job;
+use crate::worker::{Entrance, Job};
 
 /// How requests get from the calls to the file; for tests. Without one they arrive at once, in the order in which they were sent.
 pub trait Wire: fmt::Debug + Send + Sync + 'static {
@@ -30,21 +29,19 @@ pub enum Sent {
 
 /// A request on its way to the file.
 pub struct Request {
-    pub(crate) sent: Sent,
     pub(crate) job: Job,
-    pub(crate) jobs: Sender<Job>,
+    pub(crate) entrance: Entrance,
 }
 
 impl Request {
     /// What it is.
     pub fn sent(&self) -> Sent {
-        self.sent
+        self.job.sent
     }
 
     /// Lets it arrive, behind those that have.
     pub fn deliver(self) {
-        // A thread that has ended took its callers along.
-        _ = self.jobs.send(self.job);
+        self.entrance.hand_in(self.job);
     }
 
     /// Lets it arrive, and its reply get lost.
@@ -56,7 +53,7 @@ impl Request {
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("sent", &self.sent).finish_non_exhaustive()
+        f.debug_struct("Request").field("sent", &self.job.sent).finish_non_exhaustive()
     }
 }
 

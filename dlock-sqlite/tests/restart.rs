@@ -71,6 +71,13 @@ fn stand_still() -> ! {
     }
 }
 
+/// Returns when that is so: the thread of a client that was dropped has the file for a moment longer.
+fn nobody_has_it_open(path: &Path) {
+    let connection = Connection::open(path).unwrap();
+    connection.busy_timeout(Duration::from_secs(60)).unwrap();
+    connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT").unwrap();
+}
+
 #[tokio::test]
 async fn what_is_held_is_there_when_everybody_left_and_came_back() {
     let folder = TempDir::new().unwrap();
@@ -79,6 +86,7 @@ async fn what_is_held_is_there_when_everybody_left_and_came_back() {
     let session = session(&first).await;
     let token = held(&first, &session, &claim).await;
     drop(first);
+    nobody_has_it_open(&path);
     let again = client(&path);
     assert_eq!(again.renew(&session).await.unwrap(), Renewal::Renewed { ttl: TTL });
     assert_eq!(held(&again, &session, &claim).await, token);
@@ -100,6 +108,28 @@ async fn a_file_that_is_deleted_takes_all_along_and_tokens_go_on() {
     let new = session(&client).await;
     // By the wall clock a file that is made anew begins where the old one cannot have been yet.
     assert!(held(&client, &new, &claim()).await > token);
+}
+
+/// Without its log, or the index of that, a file is another, of which nothing is read or written before all have noticed.
+#[tokio::test]
+async fn a_log_that_is_deleted_divides_nobody() {
+    for name in ["locks.db-wal", "locks.db-shm"] {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("locks.db");
+        let (one, other) = (client(&path), client(&path));
+        let old = session(&one).await;
+        other.renew(&old).await.unwrap();
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+        let (new, mut tries) = (SessionId::from_bits(1), 0);
+        let request = SessionRequest { id: new.clone(), ttl: TTL, owner: "host/1/test".into() };
+        while let Err(error) = one.open(&request).await {
+            assert!(error.kind().is_passing() && tries < 10, "{name}: {error}");
+            // It lets go of what it had.
+            _ = other.renew(&old).await;
+            tries += 1;
+        }
+        assert!(matches!(other.renew(&new).await.unwrap(), Renewal::Renewed { .. }), "{name}");
+    }
 }
 
 #[test]
@@ -128,6 +158,8 @@ async fn a_change_whose_process_was_killed_in_its_middle_was_never_begun() {
             async move { held(&client, &session, &claim()).await }
         })
     };
+    // Until the claim was sent, and finds the change under way.
+    tokio::task::yield_now().await;
     killed.kill().unwrap();
     killed.wait().unwrap();
     waiting.await.unwrap();

@@ -280,9 +280,12 @@ async fn processes_killed_at_any_instruction_leave_no_overlap_and_nothing_behind
     last.give_back(&claim).await;
     let seen = last.backend.inspect(&claim.key).await.unwrap();
     assert_eq!((seen.holders, seen.waiters), (vec![], Some(vec![])));
-    while last.renew().await && sessions(folder.path()) > 1 {
-        tokio::time::sleep(TTL / 10).await;
-    }
+    let alone = tokio::time::timeout(TTL * 10, async {
+        while last.renew().await && sessions(folder.path()) > 1 {
+            tokio::time::sleep(TTL / 10).await;
+        }
+    });
+    alone.await.expect("the sessions of the killed lapse");
     last.backend.close(&last.session).await.unwrap();
     let file = Connection::open(folder.path().join("locks.db")).unwrap();
     for table in ["dlock_session", "dlock_claim", "dlock_over"] {
