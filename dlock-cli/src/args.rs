@@ -189,8 +189,14 @@ pub struct Elect {
     #[arg(long)]
     pub value: Option<String>,
     /// Be no candidate; show who leads, and every change.
-    #[arg(long, conflicts_with_all = ["value", "ttl"])]
+    #[arg(long, conflicts_with_all = ["value", "ttl", "wait", "metadata"])]
     pub observe: bool,
+    /// Give up after so long, and end with 75; for example 30s or 5m.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait: Option<Duration>,
+    /// What others read of the leader besides; may be given several times.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
+    pub metadata: Vec<(String, String)>,
     /// How long a leader that has fallen silent is still thought to lead [default: 15s, moved into what the store takes].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub ttl: Option<Duration>,

@@ -4,7 +4,7 @@ use dlock::{Check, Finding, Fitness};
 use serde::Serialize;
 
 use crate::exit::{Exit, Failure};
-use crate::speak::{Speaker, harmless, line};
+use crate::output::{Output, harmless, line};
 use crate::store::Store;
 
 #[derive(Serialize)]
@@ -16,22 +16,22 @@ struct Found {
 }
 
 /// Shows one finding a line. Ends as a lock would on that store.
-pub async fn examine(store: &Store, speaker: Speaker) -> Result<Exit, Failure> {
+pub async fn examine(store: &Store, output: Output) -> Result<Exit, Failure> {
     let (url, locker) = (store.url()?, store.unasked()?);
-    if !speaker.is_json() {
+    if !output.is_json() {
         line(format_args!("store        {url}"))?;
     }
     let findings = locker.probe().await;
     for finding in &findings {
         let (word, coloured) = match finding.fitness {
-            Fitness::Fine => ("ok", speaker.good("ok      ")),
-            Fitness::Doubtful { .. } => ("doubtful", speaker.doubtful("doubtful")),
-            Fitness::Broken { .. } => ("broken", speaker.bad("broken  ")),
+            Fitness::Fine => ("ok", output.good("ok      ")),
+            Fitness::Doubtful { .. } => ("doubtful", output.doubtful("doubtful")),
+            Fitness::Broken { .. } => ("broken", output.bad("broken  ")),
         };
         let remedy = finding.remedy().map(str::to_owned);
         let told = Found { check: finding.check.to_string(), fitness: word, detail: finding.detail.clone(), remedy };
-        speaker.say(&told, format_args!("{:<12} {coloured}  {}", finding.check, harmless(&finding.detail)))?;
-        if let (Some(remedy), false) = (finding.remedy(), speaker.is_json()) {
+        output.say(&told, format_args!("{:<12} {coloured}  {}", finding.check, harmless(&finding.detail)))?;
+        if let (Some(remedy), false) = (finding.remedy(), output.is_json()) {
             line(format_args!("{:<22} what to do: {}", "", harmless(remedy)))?;
         }
     }

@@ -3,30 +3,23 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use dlock::Holder;
-use serde::Serialize;
 
+use crate::contender::Contender;
+use crate::event::Event;
 use crate::exit::{Exit, Failure};
-use crate::holder::Person;
 use crate::look::within;
-use crate::speak::{Speaker, harmless};
+use crate::output::{Output, harmless};
 use crate::store::Store;
 
-#[derive(Serialize)]
-struct Broken<'a> {
-    key: &'a str,
-    token: u64,
-    holder: Person,
-}
-
 /// Takes the lock away from the holder that was shown, and from no other.
-pub async fn evict(store: &Store, key: &str, yes: bool, speaker: Speaker) -> Result<Exit, Failure> {
+pub async fn evict(store: &Store, key: &str, yes: bool, output: Output) -> Result<Exit, Failure> {
     let backend = dlock::backend(store.url()?)?;
     let seen = store.unasked()?.inspect(key).await?;
     if seen.holders.is_empty() {
         return Err(Failure::new(Exit::BUSY, format!("nobody holds {key}")));
     }
     if let Some(foreign) = seen.holders.iter().find(|holder| is_foreign(holder)) {
-        let who = harmless(&Person::of(foreign).name());
+        let who = harmless(&Contender::of(foreign).name());
         return Err(Failure::new(Exit::DENIED, format!("{key} is held by {who}, which is no lock of dlock's; it was left alone")));
     }
     if !yes && !confirmed(key, &seen.holders)? {
@@ -34,7 +27,7 @@ pub async fn evict(store: &Store, key: &str, yes: bool, speaker: Speaker) -> Res
     }
     let key_there = dlock::Key::new(key).map_err(|error| Failure::from_error(Exit::USAGE, &error))?;
     for holder in &seen.holders {
-        let person = Person::of(holder);
+        let person = Contender::of(holder);
         let who = harmless(&person.name());
         let Some(token) = holder.token else {
             return Err(Failure::new(
@@ -45,10 +38,7 @@ pub async fn evict(store: &Store, key: &str, yes: bool, speaker: Speaker) -> Res
         if !within(backend.evict(&key_there, token)).await?? {
             return Err(Failure::new(Exit::BUSY, format!("{who} no longer holds {key}; nothing was taken away")));
         }
-        speaker.say(
-            &Broken { key, token: token.get(), holder: person },
-            format_args!("took {key} away from {who}, token {}", token.get()),
-        )?;
+        output.say(&Event::new("broken", key).holder(person), format_args!("took {key} away from {who}, token {}", token.get()))?;
     }
     Ok(Exit::OK)
 }
@@ -62,7 +52,7 @@ fn confirmed(key: &str, holders: &[Holder]) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::new(Exit::USAGE, "there is no terminal to ask at: use --yes"));
     }
-    let names: Vec<_> = holders.iter().map(|holder| harmless(&Person::of(holder).name())).collect();
+    let names: Vec<_> = holders.iter().map(|holder| harmless(&Contender::of(holder).name())).collect();
     let _ = write!(io::stderr().lock(), "dlock: {key} is held by {}. Take it away? [y/N] ", names.join(", "));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).map_err(|error| Failure::from_error(Exit::USAGE, &error))?;

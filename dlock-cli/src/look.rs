@@ -3,44 +3,44 @@
 use dlock::Inspection;
 use serde::Serialize;
 
+use crate::contender::{Contender, age};
 use crate::exit::{Exit, Failure};
-use crate::holder::{Person, age};
-use crate::speak::{Speaker, harmless, line, table};
+use crate::output::{Output, harmless, line, table};
 use crate::store::Store;
 
 /// A lock, looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Lock {
+pub struct Seen {
     /// The key.
     pub key: String,
     /// Who holds it; nobody if it is free.
-    pub holders: Vec<Person>,
+    pub holders: Vec<Contender>,
     /// Who waits, first come first, where the store knows.
-    pub waiters: Option<Vec<Person>>,
+    pub waiters: Option<Vec<Contender>>,
 }
 
-impl Lock {
+impl Seen {
     /// What the store tells of it.
     pub fn of(key: &str, seen: &Inspection) -> Self {
         Self {
             key: key.to_owned(),
-            holders: seen.holders.iter().map(Person::of).collect(),
-            waiters: seen.waiters.as_ref().map(|waiters| waiters.iter().map(Person::waiting).collect()),
+            holders: seen.holders.iter().map(Contender::of).collect(),
+            waiters: seen.waiters.as_ref().map(|waiters| waiters.iter().map(Contender::waiting).collect()),
         }
     }
 }
 
 /// Shows who holds a lock and who waits for it.
-pub async fn who(store: &Store, key: &str, speaker: Speaker) -> Result<Exit, Failure> {
-    let lock = Lock::of(key, &store.unasked()?.inspect(key).await?);
-    if speaker.is_json() {
-        speaker.say(&lock, "")?;
+pub async fn who(store: &Store, key: &str, output: Output) -> Result<Exit, Failure> {
+    let lock = Seen::of(key, &store.unasked()?.inspect(key).await?);
+    if output.is_json() {
+        output.say(&lock, "")?;
         return Ok(Exit::OK);
     }
     if lock.holders.is_empty() {
-        line(format_args!("{} is {}", speaker.strong(key), speaker.good("free")))?;
+        line(format_args!("{} is {}", output.strong(key), output.good("free")))?;
     } else {
-        line(format_args!("{} is {}", speaker.strong(key), speaker.doubtful("held")))?;
+        line(format_args!("{} is {}", output.strong(key), output.doubtful("held")))?;
     }
     let mut rows = vec![["", "HOLDER", "HOST", "PID", "TOKEN", "SINCE", "FOR", "METADATA"].map(str::to_owned).to_vec()];
     rows.extend(lock.holders.iter().map(|person| row("holds", person)));
@@ -55,7 +55,7 @@ pub async fn who(store: &Store, key: &str, speaker: Speaker) -> Result<Exit, Fai
     Ok(Exit::OK)
 }
 
-fn row(standing: &str, person: &Person) -> Vec<String> {
+fn row(standing: &str, person: &Contender) -> Vec<String> {
     let or_dash = |text: Option<String>| text.filter(|text| !text.is_empty()).map_or("-".to_owned(), |text| harmless(&text));
     vec![
         standing.to_owned(),
@@ -74,25 +74,23 @@ fn row(standing: &str, person: &Person) -> Vec<String> {
 struct Listed {
     key: String,
     #[serde(flatten)]
-    holder: Person,
+    holder: Contender,
 }
 
 /// Lists the locks that are held.
-pub async fn list(store: &Store, prefix: &str, speaker: Speaker, quiet: bool) -> Result<Exit, Failure> {
+pub async fn list(store: &Store, prefix: &str, output: Output) -> Result<Exit, Failure> {
     // No key starts with a slash.
     let prefix = prefix.trim_start_matches('/');
     let held = listed(store, prefix).await?;
-    if speaker.is_json() {
+    if output.is_json() {
         for (key, holder) in held {
-            speaker.say(&Listed { key, holder }, "")?;
+            output.say(&Listed { key, holder }, "")?;
         }
         return Ok(Exit::OK);
     }
     if held.is_empty() {
-        if !quiet {
-            let with = if prefix.is_empty() { String::new() } else { format!(" whose key starts with {prefix}") };
-            crate::speak::note(format_args!("no lock is held{with}"));
-        }
+        let with = if prefix.is_empty() { String::new() } else { format!(" whose key starts with {prefix}") };
+        output.note(format_args!("no lock is held{with}"));
         return Ok(Exit::OK);
     }
     let mut rows = vec![["KEY", "HOLDER", "TOKEN", "FOR", "METADATA"].map(str::to_owned).to_vec()];
@@ -107,10 +105,10 @@ pub async fn list(store: &Store, prefix: &str, speaker: Speaker, quiet: bool) ->
 }
 
 /// All held locks with this prefix.
-async fn listed(store: &Store, prefix: &str) -> Result<Vec<(String, Person)>, Failure> {
+async fn listed(store: &Store, prefix: &str) -> Result<Vec<(String, Contender)>, Failure> {
     let backend = dlock::backend(store.url()?)?;
     let held = within(backend.list(prefix)).await??;
-    Ok(held.into_iter().map(|(key, holder)| (key.as_str().to_owned(), Person::of(&holder))).collect())
+    Ok(held.into_iter().map(|(key, holder)| (key.as_str().to_owned(), Contender::of(&holder))).collect())
 }
 
 /// The answer, unless the store takes too long.

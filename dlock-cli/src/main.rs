@@ -3,23 +3,25 @@
 //! `main` chooses; each subcommand is a module. `run` is three processes: this one has the lock, the [guardian](guardian) has the command's life
 //! in its hand, and the command.
 
+mod acquire;
 mod args;
+mod contender;
 mod doctor;
 mod elect;
+mod event;
 mod evict;
 mod exit;
 mod guardian;
 mod hold;
-mod holder;
 mod look;
+mod output;
 mod run;
+mod session;
 mod shells;
 mod signals;
-mod speak;
 mod store;
 mod terminal;
 mod waiting;
-mod wanted;
 mod watch;
 
 use std::process::ExitCode;
@@ -31,13 +33,13 @@ use tracing_subscriber::EnvFilter;
 
 use self::args::{Action, Cli, Inner};
 use self::exit::{Exit, Failure};
-use self::speak::{Speaker, note};
+use self::output::{Output, note};
 use self::store::Store;
 
 fn main() -> ExitCode {
     wait_for_children();
     let exit = chosen();
-    speak::finish();
+    output::finish();
     exit
 }
 
@@ -68,12 +70,7 @@ fn chosen() -> ExitCode {
             return if asked { Exit::OK } else { Exit::USAGE }.into();
         }
     };
-    let ended = match &cli.action {
-        Action::Completions { shell } => shells::completions(*shell),
-        Action::Man => shells::manual(),
-        _ => ask(&cli),
-    };
-    match ended {
+    match on_a_runtime(&cli) {
         Ok(exit) => exit.into(),
         Err(failure) => {
             if !failure.is_silent() {
@@ -85,7 +82,7 @@ fn chosen() -> ExitCode {
 }
 
 /// What asks a store, on a runtime.
-fn ask(cli: &Cli) -> Result<Exit, Failure> {
+fn on_a_runtime(cli: &Cli) -> Result<Exit, Failure> {
     // Whoever gives the terminal back is not in its foreground, and is not to be stopped for it.
     let _ = SigSet::from(Signal::SIGTTOU).thread_block();
     let filter = EnvFilter::try_from_env("DLOCK_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
@@ -100,17 +97,19 @@ fn ask(cli: &Cli) -> Result<Exit, Failure> {
 }
 
 async fn answer(cli: &Cli) -> Result<Exit, Failure> {
-    let store = Store::choose(cli.backend.clone())?;
-    let speaker = Speaker::new(cli.json);
+    // Not for who asks for completions: there may be no store yet.
+    let store = || Store::choose(cli.backend.clone());
+    let output = Output::new(cli.json, cli.quiet);
     match &cli.action {
-        Action::Run(run) => self::run::run(&store, run, cli.quiet).await,
-        Action::Hold(hold) => hold::hold(&store, hold, speaker, cli.quiet).await,
-        Action::Who { key } => look::who(&store, key, speaker).await,
-        Action::Ls { prefix } => look::list(&store, prefix, speaker, cli.quiet).await,
-        Action::Watch { what } => watch::watch(&store, what, speaker, cli.quiet).await,
-        Action::Break { key, yes } => evict::evict(&store, key, *yes, speaker).await,
-        Action::Elect(elect) => elect::elect(&store, elect, speaker, cli.quiet).await,
-        Action::Doctor => doctor::examine(&store, speaker).await,
-        Action::Completions { .. } | Action::Man => Ok(Exit::OK),
+        Action::Run(run) => self::run::run(&store()?, run, output).await,
+        Action::Hold(hold) => hold::hold(&store()?, hold, output).await,
+        Action::Who { key } => look::who(&store()?, key, output).await,
+        Action::Ls { prefix } => look::list(&store()?, prefix, output).await,
+        Action::Watch { what } => watch::watch(&store()?, what, output).await,
+        Action::Break { key, yes } => evict::evict(&store()?, key, *yes, output).await,
+        Action::Elect(elect) => elect::elect(&store()?, elect, output).await,
+        Action::Doctor => doctor::examine(&store()?, output).await,
+        Action::Completions { shell } => shells::completions(*shell),
+        Action::Man => shells::manual(),
     }
 }

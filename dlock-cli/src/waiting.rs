@@ -3,11 +3,11 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use dlock::{Inspection, Locker};
+use dlock::Inspection;
 
-use crate::holder::{Person, age};
-use crate::signals::Signals;
-use crate::speak::{harmless, note, tell};
+use crate::contender::{Contender, age};
+use crate::output::{harmless, note, tell};
+use crate::session::Session;
 use crate::terminal::is_ours;
 
 /// How a wait ended.
@@ -16,36 +16,37 @@ pub enum Waited<T> {
     /// It is over.
     Done(T),
     /// This signal came first.
-    Signalled(i32),
+    Interrupted(i32),
 }
 
 /// Who waits gets to know nothing before.
-const FIRST: Duration = Duration::from_millis(500);
+const FIRST_DELAY: Duration = Duration::from_millis(500);
 /// So often a terminal is told anew.
-const AGAIN: Duration = Duration::from_secs(1);
+const TERMINAL_INTERVAL: Duration = Duration::from_secs(1);
 /// So often it is looked who holds the lock, when there is no terminal.
-const SELDOM: Duration = Duration::from_secs(15);
+const LOG_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Awaits `lock`, and says on standard error whom it waits for: on a terminal in one line that changes, elsewhere once for each holder.
-pub async fn told<T>(lock: impl Future<Output = T>, locker: &Locker, key: &str, quiet: bool, signals: &mut Signals) -> Waited<T> {
+pub async fn announce<T>(lock: impl Future<Output = T>, key: &str, session: &mut Session) -> Waited<T> {
+    let (locker, output) = (session.locker.clone(), session.output);
     tokio::pin!(lock);
     let mut line = Line { terminal: is_ours(rustix::stdio::stderr()), shown: false, last: None };
     let telling = async {
-        if quiet {
+        if output.is_quiet() {
             return std::future::pending::<()>().await;
         }
         let since = Instant::now();
-        tokio::time::sleep(FIRST).await;
+        tokio::time::sleep(FIRST_DELAY).await;
         loop {
             let inspection = locker.inspect(key).await;
             line.show(key, inspection.as_ref().ok(), locker.owner(), since.elapsed());
-            tokio::time::sleep(if line.terminal { AGAIN } else { SELDOM }).await;
+            tokio::time::sleep(if line.terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL }).await;
         }
     };
     tokio::select! {
         biased;
         outcome = &mut lock => Waited::Done(outcome),
-        number = signals.end() => Waited::Signalled(number),
+        number = session.signals.end() => Waited::Interrupted(number),
         () = telling => unreachable!("telling goes on for ever"),
     }
 }
@@ -86,7 +87,7 @@ impl Drop for Line {
 
 /// Who holds it, for how long, and how many are ahead.
 fn whom(seen: &Inspection, me: &str, with_time: bool) -> String {
-    let holder = seen.holders.first().map(Person::of);
+    let holder = seen.holders.first().map(Contender::of);
     let mut text = match &holder {
         None => "nobody holds it just now".to_owned(),
         Some(holder) => {

@@ -7,19 +7,20 @@ use std::time::Duration;
 use dlock::{Key, LockBackend};
 use serde::Serialize;
 
+use crate::contender::Contender;
+use crate::event::now;
 use crate::exit::{Exit, Failure};
-use crate::holder::Person;
-use crate::look::{Lock, within};
+use crate::look::{Seen, within};
+use crate::output::{Output, harmless};
 use crate::signals::Signals;
-use crate::speak::{Speaker, harmless};
 use crate::store::Store;
 
 /// So often is looked where the store cannot tell of changes, and at all locks with a prefix.
-const PACE: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// A store that has nothing to tell is looked at after so long, to find out whether it is still there.
-const LONGEST: Duration = Duration::from_secs(15);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// A lock that changes all the time is shown so often at most.
-const LEAST: Duration = Duration::from_millis(100);
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Serialize)]
 struct Change<'a> {
@@ -31,24 +32,17 @@ struct Change<'a> {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum What<'a> {
-    Held(&'a Lock),
+    Held(&'a Seen),
     Free { key: &'a str },
     Unreachable { reason: String },
 }
 
 /// Shows changes until a signal asks to end.
-pub async fn watch(store: &Store, what: &str, speaker: Speaker, quiet: bool) -> Result<Exit, Failure> {
+pub async fn watch(store: &Store, what: &str, output: Output) -> Result<Exit, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
     let subject = Subject::new(what)?;
-    let mut watching = Watching {
-        backend: dlock::backend(store.url()?)?,
-        subject,
-        known: BTreeMap::new(),
-        told: false,
-        cursor: None,
-        speaker,
-        quiet,
-    };
+    let mut watching =
+        Watching { backend: dlock::backend(store.url()?)?, subject, known: BTreeMap::new(), told: false, cursor: None, output };
     tokio::select! {
         biased;
         _ = signals.end() => Ok(Exit::OK),
@@ -74,12 +68,11 @@ impl Subject {
 struct Watching {
     backend: Arc<dyn LockBackend>,
     subject: Subject,
-    known: BTreeMap<String, Lock>,
+    known: BTreeMap<String, Seen>,
     /// Something was told already.
     told: bool,
     cursor: Option<dlock::Cursor>,
-    speaker: Speaker,
-    quiet: bool,
+    output: Output,
 }
 
 impl Watching {
@@ -106,13 +99,13 @@ impl Watching {
                     }
                     out_of_reach = true;
                     self.cursor = None;
-                    tokio::time::sleep(PACE).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }
         }
     }
 
-    async fn look(&mut self) -> Result<BTreeMap<String, Lock>, Failure> {
+    async fn look(&mut self) -> Result<BTreeMap<String, Seen>, Failure> {
         match &self.subject {
             Subject::One(key) => {
                 // First the cursor, so that no change is missed after the look.
@@ -120,21 +113,21 @@ impl Watching {
                     self.cursor = Some(within(self.backend.changed(key, None)).await??);
                 }
                 let seen = within(self.backend.inspect(key)).await??;
-                Ok(BTreeMap::from([(key.as_str().to_owned(), Lock::of(key.as_str(), &seen))]))
+                Ok(BTreeMap::from([(key.as_str().to_owned(), Seen::of(key.as_str(), &seen))]))
             }
             Subject::All { prefix } => {
                 let mut locks = BTreeMap::new();
                 for (key, holder) in within(self.backend.list(prefix)).await?? {
                     let key = key.as_str().to_owned();
-                    let lock = locks.entry(key.clone()).or_insert_with(|| Lock { key, holders: Vec::new(), waiters: None });
-                    lock.holders.push(Person::of(&holder));
+                    let lock = locks.entry(key.clone()).or_insert_with(|| Seen { key, holders: Vec::new(), waiters: None });
+                    lock.holders.push(Contender::of(&holder));
                 }
                 Ok(locks)
             }
         }
     }
 
-    fn tell(&mut self, locks: BTreeMap<String, Lock>) -> Result<(), Failure> {
+    fn tell(&mut self, locks: BTreeMap<String, Seen>) -> Result<(), Failure> {
         for (key, lock) in &locks {
             let news = self.known.get(key) != Some(lock);
             if news {
@@ -142,21 +135,20 @@ impl Watching {
             }
         }
         for key in self.known.keys().filter(|key| !locks.contains_key(*key)) {
-            self.show(&Lock { key: key.clone(), holders: Vec::new(), waiters: None })?;
+            self.show(&Seen { key: key.clone(), holders: Vec::new(), waiters: None })?;
         }
-        if !self.told && !self.quiet && locks.is_empty() {
-            crate::speak::note("no lock is held yet; waiting for changes");
+        if !self.told && locks.is_empty() {
+            self.output.note("no lock is held yet; waiting for changes");
         }
         self.told = true;
         self.known = locks;
         Ok(())
     }
 
-    fn show(&self, lock: &Lock) -> Result<(), Failure> {
+    fn show(&self, lock: &Seen) -> Result<(), Failure> {
         let key = harmless(&lock.key);
         if lock.holders.is_empty() {
-            return self
-                .say(What::Free { key: &lock.key }, &format!("{}  {}", self.speaker.strong(&key), self.speaker.good("free")));
+            return self.say(What::Free { key: &lock.key }, &format!("{}  {}", self.output.strong(&key), self.output.good("free")));
         }
         let names: Vec<_> = lock
             .holders
@@ -172,29 +164,28 @@ impl Watching {
         let waiting = if waiting == 0 { String::new() } else { format!(", {waiting} waiting") };
         self.say(
             What::Held(lock),
-            &format!("{}  {} by {}{waiting}", self.speaker.strong(&key), self.speaker.doubtful("held"), names.join("; ")),
+            &format!("{}  {} by {}{waiting}", self.output.strong(&key), self.output.doubtful("held"), names.join("; ")),
         )
     }
 
     fn say(&self, what: What<'_>, text: &str) -> Result<(), Failure> {
-        let now = jiff::Timestamp::now();
-        let at = jiff::fmt::temporal::DateTimePrinter::new().precision(Some(3)).timestamp_to_string(&now);
-        self.speaker.say(&Change { at: at.clone(), what }, format!("{at}  {text}"))
+        let at = now();
+        self.output.say(&Change { at: at.clone(), what }, format!("{at}  {text}"))
     }
 
     /// Until something may have changed.
     async fn wait(&mut self) {
-        let Subject::One(key) = &self.subject else { return tokio::time::sleep(PACE).await };
+        let Subject::One(key) = &self.subject else { return tokio::time::sleep(POLL_INTERVAL).await };
         if !self.backend.capabilities().tells_changes {
-            return tokio::time::sleep(PACE).await;
+            return tokio::time::sleep(POLL_INTERVAL).await;
         }
         let began = tokio::time::Instant::now();
-        match tokio::time::timeout(LONGEST, self.backend.changed(key, self.cursor)).await {
+        match tokio::time::timeout(LONGEST_WAIT, self.backend.changed(key, self.cursor)).await {
             Ok(Ok(cursor)) => self.cursor = Some(cursor),
             // The look that follows finds out.
             Ok(Err(_)) => self.cursor = None,
             Err(_) => {}
         }
-        tokio::time::sleep_until(began + LEAST).await;
+        tokio::time::sleep_until(began + LEAST_INTERVAL).await;
     }
 }

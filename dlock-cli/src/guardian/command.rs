@@ -10,7 +10,7 @@ use rustix::process::{Pid, getpgrp, getppid};
 use rustix::termios::tcsetpgrp;
 
 use crate::exit::Exit;
-use crate::speak::note;
+use crate::output::note;
 
 /// Becomes the command, which ends with the guardian whatever ends that; returns only if it cannot.
 ///

@@ -6,41 +6,41 @@ mod program;
 
 use std::time::Duration;
 
-use dlock::{FencingToken, LockGuard, Locker, Loss};
+use dlock::{FencingToken, LockGuard, Loss};
 use tokio::time::Instant;
 
 use self::job::{Job, News, Outcome, Task};
+use crate::acquire::{Acquired, acquire, check, keep};
 use crate::args::Run;
 use crate::exit::{Exit, Failure};
 use crate::guardian::wire::{Gone, Why};
-use crate::signals::{Signals, asks_to_end, suspend};
-use crate::speak::note;
+use crate::output::{Output, note};
+use crate::session::Session;
+use crate::signals::{asks_to_end, suspend};
 use crate::store::Store;
-use crate::wanted::{Asked, ask, check, keep, leave, reach};
 
 /// What a command has to stop, unless set otherwise or the ttl is short.
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 
 /// Waits for the lock, runs the command under it, and gives it back.
-pub async fn run(store: &Store, run: &Run, quiet: bool) -> Result<Exit, Failure> {
-    let mut signals = Signals::listen().map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;
+pub async fn run(store: &Store, run: &Run, output: Output) -> Result<Exit, Failure> {
     if let Some(address) = run.metrics_listen {
         measurements::serve(address)?;
     }
-    let locker = store.locker(run.lock.ttl)?.build().map_err(|options| Failure::from_error(Exit::USAGE, &options))?;
-    check(&run.lock, &locker)?;
-    let times = Times::new(run, locker.ttl())?;
+    let mut session = Session::new(store, run.lock.ttl, output)?;
+    check(&run.lock, &session.locker)?;
+    let times = Times::new(run, session.locker.ttl())?;
     if let Some(failure) = program::refusal(&run.command) {
         return Err(failure);
     }
     if !run.forever
-        && let Some(ended) = reach(&locker, store.url()?, &mut signals).await
+        && let Some(ended) = session.reach().await
     {
         return ended;
     }
-    let supervisor = Supervisor { store, run, quiet, locker: &locker, times, signals };
+    let mut supervisor = Supervisor { url: store.url()?, run, times, session };
     let ended = if run.forever { supervisor.forever().await } else { supervisor.once().await };
-    leave(&locker).await;
+    supervisor.session.close().await;
     ended
 }
 
@@ -82,12 +82,10 @@ impl Times {
 }
 
 struct Supervisor<'a> {
-    store: &'a Store,
+    url: &'a str,
     run: &'a Run,
-    quiet: bool,
-    locker: &'a Locker,
     times: Times,
-    signals: Signals,
+    session: Session,
 }
 
 /// How one term ended.
@@ -98,48 +96,52 @@ struct Term {
 }
 
 impl Supervisor<'_> {
-    async fn once(mut self) -> Result<Exit, Failure> {
-        match self.ask().await? {
-            Asked::Signalled(number) => Ok(Exit::of_signal(number)),
-            Asked::Held(guard) => self.term(guard).await.map(|term| term.exit),
+    async fn once(&mut self) -> Result<Exit, Failure> {
+        match self.acquire().await? {
+            Acquired::Interrupted(number) => Ok(Exit::of_signal(number)),
+            Acquired::Held(guard) => self.term(guard).await.map(|term| term.exit),
         }
     }
 
     /// One term after the other, until a signal asks to end.
-    async fn forever(mut self) -> Result<Exit, Failure> {
+    async fn forever(&mut self) -> Result<Exit, Failure> {
         let mut pause = Pause::default();
         loop {
             let mut began = Instant::now();
-            match self.ask().await {
-                Ok(Asked::Signalled(number)) => return Ok(Exit::of_signal(number)),
-                Ok(Asked::Held(guard)) => {
+            match self.acquire().await {
+                Ok(Acquired::Interrupted(number)) => return Ok(Exit::of_signal(number)),
+                Ok(Acquired::Held(guard)) => {
                     began = Instant::now();
                     let term = self.term(guard).await?;
                     if term.asked {
                         return Ok(term.exit);
                     }
-                    self.note(format_args!("the command ended with {}; waiting for {} again", term.exit.code(), self.run.lock.key));
+                    self.session.output.note(format_args!(
+                        "the command ended with {}; waiting for {} again",
+                        term.exit.code(),
+                        self.run.lock.key
+                    ));
                 }
-                Err(failure) if failure.exit == Exit::UNREACHABLE => self.note(format_args!("{failure}; going on")),
+                Err(failure) if failure.exit == Exit::UNREACHABLE => self.session.output.note(format_args!("{failure}; going on")),
                 Err(failure) => return Err(failure),
             }
             let pause = pause.after(began.elapsed());
             tokio::select! {
                 biased;
-                number = self.signals.end() => return Ok(Exit::of_signal(number)),
+                number = self.session.signals.end() => return Ok(Exit::of_signal(number)),
                 () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    async fn ask(&mut self) -> Result<Asked, Failure> {
-        ask(&self.run.lock, self.times.stop_before(), self.locker, self.quiet, &mut self.signals).await
+    async fn acquire(&mut self) -> Result<Acquired, Failure> {
+        acquire(&self.run.lock, self.times.stop_before(), &mut self.session).await
     }
 
     /// Runs the command for as long as the lock is held.
     async fn term(&mut self, guard: LockGuard) -> Result<Term, Failure> {
         let since = Instant::now();
-        let task = self.task(guard.token())?;
+        let task = self.task(guard.token());
         let mut job = Job::start(&task, guard.held())
             .map_err(|error| Failure::new(Exit::CANNOT_RUN, format!("cannot start the guardian: {error}")))?;
         let (mut asked, mut lingering) = (false, false);
@@ -158,7 +160,7 @@ impl Supervisor<'_> {
                     }
                 },
                 reason = guard.lost() => break self.lose(&mut job, reason).await,
-                number = self.signals.next() => {
+                number = self.session.signals.next() => {
                     if number == suspend() {
                         note("a dlock that has a lock is not suspended by the keyboard");
                         continue;
@@ -179,21 +181,20 @@ impl Supervisor<'_> {
         Ok(term)
     }
 
-    fn task(&self, token: Option<FencingToken>) -> Result<Task, Failure> {
-        let url = self.store.url()?.to_owned();
-        Ok(Task {
+    fn task(&self, token: Option<FencingToken>) -> Task {
+        Task {
             command: self.run.command.clone(),
             environment: vec![
                 ("DLOCK_KEY", Some(self.run.lock.key.clone())),
-                ("DLOCK_BACKEND", Some(url.clone())),
+                ("DLOCK_BACKEND", Some(self.url.to_owned())),
                 // A `dlock` within the command means the same store.
-                ("DLOCK_URL", Some(url)),
+                ("DLOCK_URL", Some(self.url.to_owned())),
                 // A command under two locks must not take the other's for this one's.
                 ("DLOCK_TOKEN", token.map(|token| token.get().to_string())),
             ],
             grace: self.times.grace,
             margin: self.times.margin,
-        })
+        }
     }
 
     /// What the command's end means.
@@ -204,7 +205,7 @@ impl Supervisor<'_> {
                 report_left(&gone);
                 match gone.why {
                     Why::Itself => Ok(Term { exit: Exit::of_command(gone.code), asked }),
-                    Why::Deadline | Why::Asked => {
+                    Why::Deadline | Why::Acquired => {
                         note(format_args!("the lock {key} was lost, and nothing was heard of it in time: the command was stopped"));
                         Ok(Term { exit: Exit::LOST, asked })
                     }
@@ -244,7 +245,7 @@ impl Supervisor<'_> {
                     job.kill().await;
                     break;
                 }
-                number = self.signals.next() => asked |= asks_to_end(number),
+                number = self.session.signals.next() => asked |= asks_to_end(number),
             }
         }
         Term { exit: Exit::LOST, asked }
@@ -253,13 +254,7 @@ impl Supervisor<'_> {
     /// Keeps the lock for as long as it is to be held at least. A signal that asks to end ends that too, and is told.
     async fn hold_on(&mut self, guard: &LockGuard, since: Instant, asked: bool) -> bool {
         let Some(least) = self.run.lock.hold_at_least.filter(|_| !asked) else { return false };
-        keep(guard, since, least, self.quiet, &mut self.signals).await
-    }
-
-    fn note(&self, message: std::fmt::Arguments<'_>) {
-        if !self.quiet {
-            note(message);
-        }
+        keep(guard, since, least, &mut self.session).await
     }
 }
 

@@ -96,6 +96,36 @@ async fn break_leaves_foreign_keys_alone() {
 }
 
 #[test]
+fn what_happens_to_a_lock_is_told_in_lines_of_json() {
+    let folder = Folder::new();
+    let start = |name: &str| {
+        let running = folder.start(name, &["--json", "hold", "k"]);
+        running.prints(r#""event":"held","key":"k","token":"#);
+        running
+    };
+    let mut first = start("first");
+    first.signal("INT");
+    assert_eq!(first.code(), Some(0));
+    let events: Vec<_> = first.out().lines().map(|line| json(line)["event"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(events, ["held", "released"]);
+    let mut second = start("second");
+    assert_eq!(json(&folder.told(&["--json", "break", "--yes", "k"]))["event"], "broken");
+    assert_eq!(second.code(), Some(70));
+    let last = json(second.out().lines().last().unwrap());
+    assert!(last["event"] == "lost" && last["reason"].is_string(), "{last}");
+}
+
+#[test]
+fn a_candidate_need_not_wait_for_ever() {
+    let folder = Folder::new();
+    let leader = folder.start("leader", &["elect", "scheduler", "--metadata", "zone=a"]);
+    leader.prints("elected");
+    assert!(folder.told(&["who", "scheduler"]).contains("zone=a"));
+    let (code, said) = folder.code(&["elect", "scheduler", "--wait", "300ms"]);
+    assert_eq!(code, 75, "{said}");
+}
+
+#[test]
 fn hold_gives_its_lock_back_on_ctrl_c() {
     let folder = Folder::new();
     let mut holding = holder(&folder, &["k"]);
@@ -118,7 +148,7 @@ fn a_leader_is_elected_and_observed() {
     second.says("waiting for scheduler");
     first.signal("TERM");
     assert_eq!(first.code(), Some(0), "{}", first.err());
-    second.prints(r#""event":"elected""#);
+    second.prints(r#""event":"elected","key":"scheduler","token":"#);
     watching.prints(&format!("/{}/dlock leads scheduler", second.pid()));
 }
 

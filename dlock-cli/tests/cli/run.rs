@@ -367,8 +367,13 @@ fn a_process_whose_number_changes_all_the_time_does_not_get_away() {
     let folder = Folder::new();
     let (log, chain) = (folder.log(), folder.path("chain"));
     program(&chain, &format!("echo first-chain >>'{}'\nsetsid \"$0\" &", log.0.display()));
-    let script = format!("'{}' & while ! grep -q first-chain '{}'; do sleep 0.01; done; exit 3", chain.display(), log.0.display());
+    let script = format!(
+        "'{}' & while ! grep -q first-chain '{}'; do sleep 0.01; done; sleep 0.3; exit 3",
+        chain.display(),
+        log.0.display()
+    );
     let mut first = folder.start("first", &["run", "--grace", "200ms", "k", "--", "sh", "-c", &script]);
+    log.has(&["first-chain"]);
     let mut second =
         folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{}; sleep 0.3", log.0.display())]);
     assert_eq!(first.code(), Some(3), "{}", first.err());

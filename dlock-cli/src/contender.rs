@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// A holder or waiter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Person {
+pub struct Contender {
     /// `host/pid/name`, where it said so.
     pub owner: Option<String>,
     /// The machine.
@@ -29,7 +29,7 @@ pub struct Person {
     pub claim: Option<String>,
 }
 
-impl Person {
+impl Contender {
     /// What the store tells of it.
     pub fn of(holder: &Holder) -> Self {
         let owner = holder.owner().map(str::to_owned);
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn an_owner_is_a_host_a_process_and_a_name() {
-        let person = Person::of(&holder(r#"{"owner":"web-1/42/dlock","lockAcquisitionTime":"2026-01-02T03:04:05Z","a":"b"}"#));
+        let person = Contender::of(&holder(r#"{"owner":"web-1/42/dlock","lockAcquisitionTime":"2026-01-02T03:04:05Z","a":"b"}"#));
         assert_eq!(
             (person.host.as_deref(), person.pid, person.since.as_deref()),
             (Some("web-1"), Some(42), Some("2026-01-02T03:04:05Z"))
@@ -104,14 +104,14 @@ mod tests {
 
     #[test]
     fn who_said_nothing_has_no_name() {
-        let person = Person::of(&holder("{}"));
+        let person = Contender::of(&holder("{}"));
         assert_eq!((person.owner.as_deref(), person.host.as_deref(), person.pid), (None, None, None));
         assert_eq!(person.name(), "an unnamed holder");
     }
 
     #[test]
     fn what_is_no_metadata_is_shown_as_it_is() {
-        let person = Person::of(&Holder::new(Published::Raw(b"by hand".to_vec())));
+        let person = Contender::of(&Holder::new(Published::Raw(b"by hand".to_vec())));
         assert_eq!((person.raw.as_deref(), person.published().as_str()), (Some("by hand"), "by hand"));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::pin::Pin;
 use std::sync::LazyLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
@@ -51,17 +50,30 @@ static VOICE: LazyLock<SyncSender<Said>> = LazyLock::new(|| {
 
 /// Where results go, and in which form.
 #[derive(Clone, Copy, Debug)]
-pub struct Speaker {
+pub struct Output {
     json: bool,
+    quiet: bool,
     colours: bool,
 }
 
-impl Speaker {
+impl Output {
     /// As was asked for; colours only on a terminal that has them, and not if `NO_COLOR` is set.
-    pub fn new(json: bool) -> Self {
+    pub fn new(json: bool, quiet: bool) -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { json, colours: !json && io::stdout().is_terminal() && !dumb && !unwanted }
+        Self { json, quiet, colours: !json && io::stdout().is_terminal() && !dumb && !unwanted }
+    }
+
+    /// One line to who runs this, unless only errors are wanted.
+    pub fn note(self, message: impl Display) {
+        if !self.quiet {
+            note(message);
+        }
+    }
+
+    /// Whether only errors are wanted on standard error.
+    pub fn is_quiet(self) -> bool {
+        self.quiet
     }
 
     /// Whether results are for programs to read.
@@ -79,11 +91,11 @@ impl Speaker {
     }
 
     /// One result, by a thread of its own: whoever holds a lock is not kept waiting by a reader.
-    pub fn say_soon(self, result: &impl Serialize, text: String) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> {
+    pub fn say_soon<R: Serialize>(self, result: &R, text: String) -> impl Future<Output = Result<(), Failure>> + use<R> {
         let json = self.json.then(|| serde_json::to_string(result)).transpose();
-        let line_of = json.map(|json| json.unwrap_or(text)).map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error));
-        let written = tokio::task::spawn_blocking(move || line(line_of?));
-        Box::pin(async move { written.await.unwrap_or(Ok(())) })
+        let text = json.map(|json| json.unwrap_or(text)).map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error));
+        let written = tokio::task::spawn_blocking(move || line(text?));
+        async move { written.await.unwrap_or(Ok(())) }
     }
 
     /// Something good.
@@ -131,6 +143,11 @@ pub fn table(rows: &[Vec<String>]) -> Vec<String> {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
+}
+
+/// A token, behind what it belongs to.
+pub fn with_token(token: Option<u64>) -> String {
+    token.map_or(String::new(), |token| format!(", token {token}"))
 }
 
 /// Text from elsewhere, for a person's terminal: nothing in it moves the cursor or changes colours.

@@ -6,18 +6,19 @@ use dlock::{LockError, LockGuard, Locker, Requirement};
 use tokio::time::Instant;
 
 use crate::args::Lock;
+use crate::contender::Contender;
 use crate::exit::{Exit, Failure};
-use crate::signals::Signals;
-use crate::speak::note;
-use crate::waiting::{Waited, told};
+use crate::output::harmless;
+use crate::session::Session;
+use crate::waiting::{Waited, announce};
 
 /// What became of asking for it.
 #[derive(Debug)]
-pub enum Asked {
+pub enum Acquired {
     /// It is held.
     Held(LockGuard),
     /// A signal came first; nothing is left at the store but what was said.
-    Signalled(i32),
+    Interrupted(i32),
 }
 
 macro_rules! with_options {
@@ -47,13 +48,8 @@ pub fn check(lock: &Lock, locker: &Locker) -> Result<(), Failure> {
 }
 
 /// Asks for the lock as the command line says, and tells who has it meanwhile. The loss is told `stop_before` the deadline.
-pub async fn ask(
-    lock: &Lock,
-    stop_before: Duration,
-    locker: &Locker,
-    quiet: bool,
-    signals: &mut Signals,
-) -> Result<Asked, Failure> {
+pub async fn acquire(lock: &Lock, stop_before: Duration, session: &mut Session) -> Result<Acquired, Failure> {
+    let locker = session.locker.clone();
     let key = &lock.key;
     let tries = lock.try_once || lock.wait.is_some_and(|most| most.is_zero());
     let acquired = async {
@@ -76,9 +72,9 @@ pub async fn ask(
             None => request.await.map(Some),
         }
     };
-    match told(acquired, locker, key, quiet, signals).await {
-        Waited::Done(Ok(Some(guard))) => Ok(Asked::Held(guard)),
-        Waited::Done(Ok(None)) => Err(busy(locker, key).await),
+    match announce(acquired, key, session).await {
+        Waited::Done(Ok(Some(guard))) => Ok(Acquired::Held(guard)),
+        Waited::Done(Ok(None)) => Err(busy(&locker, key).await),
         Waited::Done(Err(error @ LockError::TimedOut { .. })) if tries => {
             // A try that was not answered says nothing of a holder.
             Err(Failure::from_error(Exit::UNREACHABLE, &error))
@@ -89,66 +85,32 @@ pub async fn ask(
                 return Err(failure);
             }
             let waited = humantime::format_duration(lock.wait.unwrap_or_default());
-            Err(Failure::new(Exit::BUSY, format!("{} after waiting for {waited}", busy(locker, key).await)))
+            Err(Failure::new(Exit::BUSY, format!("{} after waiting for {waited}", busy(&locker, key).await)))
         }
         Waited::Done(Err(error)) => Err(error.into()),
-        Waited::Signalled(number) => Ok(Asked::Signalled(number)),
+        Waited::Interrupted(number) => Ok(Acquired::Interrupted(number)),
     }
 }
 
 /// That another holds it, and who.
 async fn busy(locker: &Locker, key: &str) -> Failure {
-    let holder = locker.inspect(key).await.ok().and_then(|seen| seen.holders.first().map(crate::holder::Person::of));
-    let by = holder.map_or(String::new(), |holder| format!(" by {}", crate::speak::harmless(&holder.name())));
+    let holder = locker.inspect(key).await.ok().and_then(|seen| seen.holders.first().map(Contender::of));
+    let by = holder.map_or(String::new(), |holder| format!(" by {}", harmless(&holder.name())));
     Failure::new(Exit::BUSY, format!("{key} is held{by}"))
 }
 
-/// Gives back all that is left, and says what could not be.
-pub async fn leave(locker: &Locker) {
-    /// Whoever ends is not kept waiting for a store that does not answer.
-    const PATIENCE: Duration = Duration::from_secs(3);
-    let report = locker.shutdown(PATIENCE).await;
-    for left in &report.left {
-        note(format_args!("{} could not be given back; it lapses within {} s", left.key, left.lapses_within.as_secs_f32().ceil()));
-    }
-    if report.left.is_empty() && !report.is_clean() {
-        note(format_args!("the session could not be closed; it lapses within {} s", locker.ttl().as_secs_f32().ceil()));
-    }
-}
-
-/// Opens the locker's session, so that a store that is out of reach is told at once. What to end with, if it is not reached or a signal came first.
-pub async fn reach(locker: &Locker, url: &str, signals: &mut Signals) -> Option<Result<Exit, Failure>> {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let ended = tokio::select! {
-        biased;
-        number = signals.end() => Ok(Exit::of_signal(number)),
-        ready = locker.ready(PATIENCE) => match ready {
-            Ok(()) => return None,
-            Err(error) => {
-                let failure = Failure::from(error);
-                Err(Failure::new(failure.exit, format!("the store at {url} is not ready: {failure}")))
-            }
-        },
-    };
-    // A session may be opening.
-    leave(locker).await;
-    Some(ended)
-}
-
 /// Keeps a lock until it was held for `least`. Whether a signal asked to end first.
-pub async fn keep(guard: &LockGuard, since: Instant, least: Duration, quiet: bool, signals: &mut Signals) -> bool {
+pub async fn keep(guard: &LockGuard, since: Instant, least: Duration, session: &mut Session) -> bool {
     let left = least.saturating_sub(since.elapsed());
     if left.is_zero() {
         return false;
     }
-    if !quiet {
-        let left = humantime::format_duration(Duration::from_secs(left.as_secs() + 1));
-        note(format_args!("{} stays locked for another {left}; Ctrl-C or TERM gives it back now", guard.key()));
-    }
+    let whole = humantime::format_duration(Duration::from_secs(left.as_secs() + 1));
+    session.output.note(format_args!("{} stays locked for another {whole}; Ctrl-C or TERM gives it back now", guard.key()));
     tokio::select! {
         biased;
         _ = guard.lost() => false,
-        _ = signals.end() => true,
+        _ = session.signals.end() => true,
         () = tokio::time::sleep(left) => false,
     }
 }
