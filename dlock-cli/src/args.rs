@@ -39,7 +39,7 @@ pub enum Action {
     /// Wait for a lock, and run a command while it is held.
     ///
     /// The command gets DLOCK_KEY, DLOCK_TOKEN (of an exclusive lock) and DLOCK_BACKEND, and a process group of its own. Signals are passed on
-    /// to it. When the lock is lost it is sent TERM, and KILL after the grace, before another can hold the lock. When the command has
+    /// to it. When the lock is lost it is sent TERM, and KILL after the grace: before another can hold the lock, unless somebody takes it away by force. When the command has
     /// ended, what it left running is ended too, and then the lock is given back.
     #[command(after_help = EXIT_CODES)]
     Run(Run),
@@ -62,7 +62,9 @@ pub enum Action {
         #[arg(value_name = "KEY|PREFIX", default_value = "")]
         what: String,
     },
-    /// Take a lock away from whoever holds it now. Its holder is told.
+    /// Take a lock away from whoever holds it now.
+    ///
+    /// Its holder is told, and ends its command by TERM, and by KILL after the grace. Another may hold the lock meanwhile.
     Break {
         /// The lock.
         key: String,

@@ -25,6 +25,7 @@ mod waiting;
 mod watch;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -39,7 +40,7 @@ use self::store::Store;
 fn main() -> ExitCode {
     wait_for_children();
     let exit = chosen();
-    output::finish();
+    output::flush(Duration::from_secs(1));
     exit
 }
 
@@ -73,7 +74,9 @@ fn chosen() -> ExitCode {
     match on_a_runtime(&cli) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            if !failure.is_silent() {
+            // That another was first is no error to who asked not to wait, nor to be told.
+            let is_expected = cli.quiet && failure.exit == Exit::BUSY;
+            if !failure.is_silent() && !is_expected {
                 note(&failure);
             }
             failure.exit.into()
@@ -83,10 +86,11 @@ fn chosen() -> ExitCode {
 
 /// What asks a store, on a runtime.
 fn on_a_runtime(cli: &Cli) -> Result<Exit, Failure> {
+    output::start();
     // Whoever gives the terminal back is not in its foreground, and is not to be stopped for it.
     let _ = SigSet::from(Signal::SIGTTOU).thread_block();
     let filter = EnvFilter::try_from_env("DLOCK_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| output::Logged).init();
     // Whoever is slow to read our lines does not keep renewals waiting.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::from_error(Exit::CONFIGURATION, &error))?;

@@ -17,14 +17,34 @@ pub fn note(message: impl Display) {
 
 /// Something on standard error as it is, soon; left out if what was said before is not read.
 pub fn tell(text: String) {
-    let _ = VOICE.try_send(Said::Text(text));
+    match &*VOICE {
+        Some(voice) => _ = voice.try_send(Said::Text(text)),
+        // Without a thread there is nothing better.
+        None => _ = io::stderr().lock().write_all(text.as_bytes()),
+    }
 }
 
-/// Waits until all was written that was said, but not for a reader that does not read.
-pub fn finish() {
+/// Waits until all was written that was said, but not longer than this for a reader that does not read.
+pub fn flush(at_most: Duration) {
     let (done, heard) = sync_channel(1);
-    if VOICE.try_send(Said::All(done)).is_ok() {
-        let _ = heard.recv_timeout(Duration::from_secs(1));
+    if let Some(voice) = &*VOICE
+        && voice.try_send(Said::All(done)).is_ok()
+    {
+        let _ = heard.recv_timeout(at_most);
+    }
+}
+
+/// What is logged goes the same way.
+pub struct Logged;
+
+impl Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        tell(String::from_utf8_lossy(bytes).into_owned());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -35,18 +55,23 @@ enum Said {
 }
 
 /// Who writes to standard error, and may be kept waiting for it. The thread ends with the process.
-static VOICE: LazyLock<SyncSender<Said>> = LazyLock::new(|| {
+static VOICE: LazyLock<Option<SyncSender<Said>>> = LazyLock::new(|| {
     let (voice, said) = sync_channel(256);
-    std::thread::spawn(move || {
+    let speak = move || {
         for said in said {
             match said {
                 Said::Text(text) => _ = io::stderr().lock().write_all(text.as_bytes()),
                 Said::All(done) => _ = done.try_send(()),
             }
         }
-    });
-    voice
+    };
+    std::thread::Builder::new().name("stderr".to_owned()).spawn(speak).ok().map(|_| voice)
 });
+
+/// Has the thread that writes to standard error started, while there are threads to be had.
+pub fn start() {
+    LazyLock::force(&VOICE);
+}
 
 /// Where results go, and in which form.
 #[derive(Clone, Copy, Debug)]

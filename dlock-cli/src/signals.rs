@@ -55,13 +55,31 @@ impl Signals {
     }
 }
 
+/// Ends this process, and all that share its group, as the keyboard would have, had a command not had the terminal.
+#[allow(unsafe_code)]
+pub fn end_as_by_keyboard(number: i32) {
+    let (Ok(signal), Some(same)) = (nix::sys::signal::Signal::try_from(number), rustix::process::Signal::from_named_raw(number))
+    else {
+        return;
+    };
+    crate::output::flush(std::time::Duration::from_secs(1));
+    // SAFETY: the default action runs none of our code; the handler that it replaces only notes that a signal came, and nobody awaits that any more.
+    let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+    let _ = rustix::process::kill_current_process_group(same);
+}
+
 /// The signal by which the keyboard asks to stop for a while.
 pub fn suspend() -> i32 {
     rustix::process::Signal::TSTP.as_raw()
 }
 
+/// Whether this signal asks to end also where it is passed on to a command. `HUP` asks many commands to read their settings anew.
+pub fn asks_to_end_for_good(number: i32) -> bool {
+    asks_to_end(number) && SignalKind::from_raw(number) != SignalKind::hangup()
+}
+
 /// Whether this signal asks to end.
-pub fn asks_to_end(number: i32) -> bool {
+fn asks_to_end(number: i32) -> bool {
     [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()]
         .contains(&SignalKind::from_raw(number))
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::{Pid, getpgrp};
+use rustix::process::{Pid, getpgrp, test_kill_process_group};
 use rustix::stdio::{stdin, stdout};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr, tcsetpgrp};
 
@@ -45,12 +45,14 @@ impl Terminal {
     ///
     /// The caller does not hear `SIGTTOU`.
     pub fn give_back(&self, command: Pid, killed: bool) {
-        if tcgetpgrp(&self.descriptor) != Ok(command) {
+        // Of a group without members nobody else takes it.
+        let is_the_commands = |group| group == command || test_kill_process_group(group).is_err();
+        if !tcgetpgrp(&self.descriptor).is_ok_and(is_the_commands) {
             return;
         }
         let _ = tcsetpgrp(&self.descriptor, self.owner);
         if let (Some(modes), true) = (&self.modes, killed) {
-            let _ = tcsetattr(&self.descriptor, OptionalActions::Drain, modes);
+            let _ = tcsetattr(&self.descriptor, OptionalActions::Now, modes);
         }
     }
 }

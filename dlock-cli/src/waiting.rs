@@ -67,6 +67,10 @@ impl Line {
             }
             return;
         }
+        if !is_ours(rustix::stdio::stderr()) {
+            // It was put into the background meanwhile.
+            return;
+        }
         let text = harmless(&format!("dlock: waiting for {key} for {} s: {whom}", waited.as_secs()));
         let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).map_or(0, |size| usize::from(size.ws_col));
         // A terminal that does not tell its width is taken for a usual one.
@@ -79,7 +83,7 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        if self.shown {
+        if self.shown && is_ours(rustix::stdio::stderr()) {
             tell("\r\x1b[2K".to_owned());
         }
     }

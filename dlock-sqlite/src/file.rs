@@ -208,9 +208,7 @@ impl File {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, BackendError>,
     ) -> Option<Result<T, BackendError>> {
-        // Not of the log: with another one SQLite itself refuses to read, while its index is that of this one.
-        let is_in_place = |nth: usize| identity(&self.names[nth]) == self.identity.0[nth];
-        if !self.connection.is_autocommit() || !is_in_place(0) || !is_in_place(2) {
+        if !self.connection.is_autocommit() || !self.is_in_place() {
             return None;
         }
         self.haste = Haste::MayNotWait;
@@ -230,27 +228,7 @@ impl File {
     }
 
     pub(crate) fn is_log_long(&self) -> rusqlite::Result<bool> {
-        Ok(self.log("PRAGMA wal_checkpoint(NOOP)")?.0 >= schema::LOG_PAGES)
-    }
-
-    /// Puts the log into the file, as far as nobody reads it, which is forced to the disk; transactions never do this by themselves.
-    pub(crate) fn shorten_log(&self) -> rusqlite::Result<()> {
-        self.log("PRAGMA wal_checkpoint(PASSIVE)").map(|_| ())
-    }
-
-    /// The same with what was written meanwhile, and begins the log anew.
-    pub(crate) fn begin_log(&self) -> rusqlite::Result<()> {
-        let (written, put_in) = self.log("PRAGMA wal_checkpoint(PASSIVE)")?;
-        if written == put_in {
-            // The next to write begins it anew, and has that forced to the disk. Better here than where a caller waits.
-            self.connection.execute("UPDATE dlock_store SET logs = logs + 1", [])?;
-        }
-        Ok(())
-    }
-
-    /// The pages of the log, and how many of them were put into the file.
-    fn log(&self, how: &str) -> rusqlite::Result<(i64, i64)> {
-        self.connection.query_row(how, [], |row| Ok((row.get(1)?, row.get(2)?)))
+        Ok(Log::look(&self.connection, "PRAGMA wal_checkpoint(NOOP)")?.written >= schema::LOG_PAGES)
     }
 
     /// When the next session lapses if nobody renews it, in nanoseconds since boot.
@@ -263,6 +241,44 @@ impl File {
     pub(crate) fn data_version(&self) -> Result<i64, BackendError> {
         let asked = self.connection.prepare_cached("PRAGMA data_version");
         asked.and_then(|mut asked| asked.query_row([], |row| row.get(0))).map_err(|error| classify(error, AtStep::Before))
+    }
+}
+
+/// The write-ahead log, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Log {
+    /// Others were at it, and not all was done.
+    is_busy: bool,
+    written: i64,
+    put_in: i64,
+}
+
+impl Log {
+    fn look(connection: &Connection, how: &str) -> rusqlite::Result<Self> {
+        connection.query_row(how, [], |row| Ok(Self { is_busy: row.get(0)?, written: row.get(1)?, put_in: row.get(2)? }))
+    }
+
+    /// Puts the log into the file, which is forced to the disk, and begins it anew; transactions never do this by themselves. Whether it is short now.
+    ///
+    /// By a connection of its own: it takes as long as the disk needs for all that is in the log, and holds up others for as long as it needs for what they write meanwhile.
+    pub(crate) fn shorten(path: &Path) -> Result<bool, OpenError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
+        // While it asks for readers to go, nobody else may write.
+        connection.busy_handler(Some(|times| times < 30 && ask_again(times)))?;
+        if !schema::identify_now(&mut connection)? {
+            return Ok(true);
+        }
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        Self::look(&connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
+        let log = Self::look(&connection, "PRAGMA wal_checkpoint(RESTART)")?;
+        if log.is_busy || log.written != log.put_in {
+            return Ok(false);
+        }
+        // The next to write has the beginning of the log forced to the disk. Better here than where a caller waits.
+        connection.execute("UPDATE dlock_store SET logs = logs + 1", [])?;
+        Ok(Self::look(&connection, "PRAGMA wal_checkpoint(NOOP)")?.written < schema::LOG_PAGES)
     }
 }
 
@@ -284,6 +300,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 fn connect(path: &Path, host: &Host) -> Result<Connection, OpenError> {
     let (mut times, mut in_use) = (0_u32, None);
     loop {
+        let began = Instant::now();
         let (connection, settled) = connect_once(path, host, times == 0)?;
         if settled == Settled::Ours {
             return Ok(connection);
@@ -298,7 +315,7 @@ fn connect(path: &Path, host: &Host) -> Result<Connection, OpenError> {
             }
         }
         // Of several that take the file over at once one finds the others away, if they do not come back in step.
-        let at_most = 2_000 << times.min(4);
+        let at_most = (2_000 << times.min(4)).max(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX).saturating_mul(2));
         std::thread::sleep(Duration::from_micros(500 + RandomState::new().build_hasher().finish() % at_most));
         times += 1;
     }
@@ -317,10 +334,11 @@ fn connect_once(path: &Path, host: &Host, is_first: bool) -> Result<(Connection,
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    if is_made && !schema::is_sound(&connection)? {
+    let settled = schema::settle(&mut connection, host, is_first)?;
+    // Once, and not while others of another boot are asked to leave: it takes long where much is in the file.
+    if settled == Settled::Ours && is_made && !schema::is_sound(&connection)? {
         return Err(OpenError::Damaged { path: path.into(), source: None });
     }
-    let settled = schema::settle(&mut connection, host, is_first)?;
     Ok((connection, settled))
 }
 
@@ -342,10 +360,44 @@ fn log_ahead(connection: &Connection) -> Result<(), OpenError> {
 mod tests {
     use super::*;
 
+    /// However busy others are: the log is begun anew once a writer may not go on for a moment.
+    #[test]
+    fn a_log_is_short_once_it_was_put_into_the_file() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("locks.db");
+        let file = File::open(&path, &Host::this()).unwrap();
+        let written = || Log::look(&file.connection, "PRAGMA wal_checkpoint(NOOP)").unwrap().written;
+        let write = |connection: &Connection| connection.execute("UPDATE dlock_store SET logs = logs + 1", []).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (path, stop) = (&path, &stop);
+            scope.spawn(move || {
+                let other = File::open(path, &Host::this()).unwrap();
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    write(&other.connection);
+                }
+            });
+            while written() < schema::LOG_PAGES {
+                write(&file.connection);
+            }
+            // Whoever reads for long is left alone, and the log goes on.
+            let reader = File::open(path, &Host::this()).unwrap();
+            reader.connection.execute_batch("BEGIN; SELECT * FROM dlock_store").unwrap();
+            assert!(!Log::shorten(path).unwrap());
+            reader.connection.execute_batch("COMMIT").unwrap();
+            let mut tries = 0;
+            while !Log::shorten(path).unwrap() {
+                tries += 1;
+                assert!(tries < 100, "{} pages", written());
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
     /// What another process makes in their place is another file.
     #[test]
     fn a_file_is_in_place_while_its_log_and_index_are() {
-        for (name, is_noticed_in_haste) in [("locks.db", true), ("locks.db-wal", false), ("locks.db-shm", true)] {
+        for name in ["locks.db", "locks.db-wal", "locks.db-shm"] {
             let folder = tempfile::TempDir::new().unwrap();
             let mut file = File::open(&folder.path().join("locks.db"), &Host::this()).unwrap();
             assert!(file.is_in_place());
@@ -356,7 +408,7 @@ mod tests {
                     std::fs::write(&name, "").unwrap();
                 }
                 assert!(!file.is_in_place(), "{name:?}");
-                assert_eq!(file.in_haste(|_| Ok(())).is_none(), is_noticed_in_haste, "{name:?}");
+                assert!(file.in_haste(|_| Ok(())).is_none(), "{name:?}");
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use dlock_core::{BackendError, ErrorKind};
 use tokio::sync::oneshot;
 
-use crate::classify::Failed;
-use crate::file::File;
+use crate::file::{File, Log};
 use crate::host::Host;
 use crate::watcher::Watcher;
 use crate::wire::{Request, Sent, Wire};
@@ -58,8 +57,13 @@ impl Worker {
         let (jobs, handed_in) = channel();
         let desk = Desk { place, file: None, watcher, untended: 0, slow_until: None };
         let (desk, not_done) = (Arc::new(Mutex::new(desk)), Arc::new(AtomicUsize::new(0)));
-        let queue =
-            Queue { desk: Arc::clone(&desk), not_done: Arc::clone(&not_done), renewals: VecDeque::new(), others: VecDeque::new() };
+        let queue = Queue {
+            desk: Arc::clone(&desk),
+            not_done: Arc::clone(&not_done),
+            tending: Arc::default(),
+            renewals: VecDeque::new(),
+            others: VecDeque::new(),
+        };
         std::thread::Builder::new().name("dlock-sqlite".to_owned()).spawn(move || queue.work(&handed_in))?;
         Ok(Self { entrance: Entrance { desk, not_done, jobs }, wire })
     }
@@ -176,6 +180,7 @@ fn desk_of(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
 struct Queue {
     desk: Arc<Mutex<Desk>>,
     not_done: Arc<AtomicUsize>,
+    tending: Arc<AtomicBool>,
     renewals: VecDeque<Job>,
     others: VecDeque<Job>,
 }
@@ -207,25 +212,38 @@ impl Queue {
                 }
             }
             if is_log_due {
-                // A log that cannot be tended now grows, and is when so many changes were made again.
-                _ = self.tend_log();
+                self.tend_log();
             }
         }
     }
 
-    /// The most of it while callers go on, by a connection of its own, since it takes as long as the disk needs for all that is in the log.
-    fn tend_log(&self) -> Result<(), BackendError> {
-        let place = match &*desk_of(&self.desk) {
-            Desk { file: Some(file), place, .. } if file.is_in_place() && file.is_log_long().map_err(Failed::from)? => {
-                place.clone()
-            }
-            _ => return Ok(()),
+    /// Has a log that is long put into the file, by a thread that ends with that: nobody waits for the disk meanwhile. One that cannot be now grows, and is looked at again after
+    /// as many changes, but not before a pause.
+    fn tend_log(&self) {
+        let path = match &*desk_of(&self.desk) {
+            Desk { file: Some(file), place, .. } if file.is_in_place() && file.is_log_long().unwrap_or(false) => place.path.clone(),
+            _ => return,
         };
-        File::open(&place.path, &place.host)?.shorten_log().map_err(Failed::from)?;
-        if let Some(file) = desk_of(&self.desk).file.as_ref().filter(|file| file.is_in_place()) {
-            file.begin_log().map_err(Failed::from)?;
+        if self.tending.swap(true, Ordering::AcqRel) {
+            return;
         }
-        Ok(())
+        // Set back by whatever ends the thread, also where it cannot be started.
+        let tending = Tending(Arc::clone(&self.tending));
+        _ = std::thread::Builder::new().name("dlock-sqlite-log".to_owned()).spawn(move || {
+            let _tending = tending;
+            if !Log::shorten(&path).unwrap_or(false) {
+                std::thread::sleep(PAUSE);
+            }
+        });
+    }
+}
+
+/// The log is being put into the file.
+struct Tending(Arc<AtomicBool>);
+
+impl Drop for Tending {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -260,6 +278,8 @@ pub(crate) struct Desk {
 
 /// After so many changes the thread looks whether the log is long.
 const TENDED_AFTER: u32 = 256;
+/// Before a log is tended again that could not be.
+const PAUSE: Duration = Duration::from_millis(100);
 /// A change that takes so long met a disk that keeps writers waiting, though nothing is forced to it; losing the core takes less. No caller's time is spent on that again for a while.
 const SLOW: Duration = Duration::from_millis(50);
 const SLOW_FOR: Duration = Duration::from_secs(1);
@@ -302,7 +322,11 @@ impl Desk {
         Some(self.place.at_hand(&mut self.file).and_then(|(file, _)| work(file)))
     }
 
-    fn is_log_due(&self) -> bool {
-        self.untended > 0 && self.untended.is_multiple_of(TENDED_AFTER)
+    fn is_log_due(&mut self) -> bool {
+        let is_due = self.untended >= TENDED_AFTER;
+        if is_due {
+            self.untended = 0;
+        }
+        is_due
     }
 }

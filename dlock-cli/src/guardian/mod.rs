@@ -87,8 +87,8 @@ struct Guardian {
     kill_by: BootTime,
     /// `TERM` was sent.
     stopping: Option<Stopping>,
-    /// How the leader ended.
-    status: Option<u8>,
+    /// How the leader ended: its exit code as a shell tells it, and the signal.
+    status: Option<(u8, Option<i32>)>,
     /// It was told that some cannot be killed.
     told_of_lingering: bool,
     terminal: Option<Terminal>,
@@ -181,6 +181,8 @@ impl Guardian {
     fn nap(&self, now: BootTime) {
         // The clock of `poll` stands still while the machine is suspended, so it is never asked for long.
         let nap = match self.stopping {
+            // What cannot be killed is looked at now and then.
+            Some(_) if self.told_of_lingering => REAP_INTERVAL,
             Some(_) => LOOK_INTERVAL,
             None => self.kill_by.minus(self.grace).since(now).clamp(LOOK_INTERVAL, REAP_INTERVAL / 4),
         };
@@ -191,7 +193,7 @@ impl Guardian {
         if let (Some(pidfd), None) = (&self.pidfd, self.status) {
             watched.push(PollFd::new(pidfd, PollFlags::IN));
         }
-        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(nap.subsec_nanos()) };
+        let timeout = rustix::time::Timespec { tv_sec: nap.as_secs().cast_signed(), tv_nsec: i64::from(nap.subsec_nanos()) };
         let _ = poll(&mut watched, Some(&timeout));
     }
 
@@ -250,7 +252,9 @@ impl Guardian {
             return None;
         }
         tree::signal_all(self.group, Signal::KILL, &[]);
-        tree::chase(&[]);
+        if !self.told_of_lingering {
+            tree::chase(&[]);
+        }
         if now < kill_at.plus(KILL_TIMEOUT) {
             return None;
         }
@@ -284,13 +288,13 @@ impl Guardian {
         match waitid(WaitId::Pid(self.leader), options) {
             Ok(None) | Err(Errno::INTR) => self.look_at_stop(),
             Ok(Some(status)) => {
-                self.status = Some(code(&status));
+                self.status = Some((code(&status), status.terminating_signal()));
                 // What it left behind is no longer under the lock's protection once that is given back.
                 self.stop(Why::Itself);
             }
             // Somebody else has waited for it: how it ended is not known.
             Err(_) => {
-                (self.status, self.group) = (Some(Exit::KILLED.code()), None);
+                (self.status, self.group) = (Some((Exit::KILLED.code(), None)), None);
                 self.stop(Why::Itself);
             }
         }
@@ -310,11 +314,11 @@ impl Guardian {
     }
 
     fn gone(&mut self, why: Why, left: Vec<i32>) -> Gone {
-        let code = self.status.unwrap_or(Exit::KILLED.code());
+        let (code, signal) = self.status.unwrap_or((Exit::KILLED.code(), None));
         if let Some(terminal) = self.terminal.take() {
-            terminal.give_back(self.leader, why != Why::Itself || code > 128);
+            terminal.give_back(self.leader, why != Why::Itself || signal.is_some());
         }
-        Gone { code, why, left }
+        Gone { code, signal, why, left }
     }
 
     fn tell(&mut self, report: &Report) {

@@ -114,7 +114,9 @@ fn look_at(pid: Pid) -> Option<Process> {
     let folder = format!("/proc/{}", pid.as_raw_nonzero());
     let mut process = parse(&fs::read(format!("{folder}/stat")).ok()?)?;
     // Where only the first thread has ended, the others go on.
-    process.ended &= fs::read_dir(format!("{folder}/task")).map_or(true, |threads| threads.count() < 2);
+    if process.ended {
+        process.ended = fs::read_dir(format!("{folder}/task")).map_or(true, |threads| threads.count() < 2);
+    }
     Some(process)
 }
 

@@ -47,6 +47,8 @@ pub enum Report {
 pub struct Gone {
     /// What it would be in a shell's `$?`: the exit code, or 128 and the number of the signal.
     pub code: u8,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
     /// Why it ended.
     pub why: Why,
     /// Processes of it that could not be killed.

@@ -40,8 +40,12 @@ pub struct Job {
     guardian: Child,
     reports: Reports,
     orders: mpsc::UnboundedSender<Order>,
-    /// The command's process group, once it was started, until it was killed.
+    /// The command's process group, once it was started.
     group: Option<Pid>,
+    /// It was killed, and may have been waited for.
+    killed: bool,
+    /// It was told that some cannot be killed.
+    told_of_lingering: bool,
     /// Children that this process had before.
     others: Vec<Pid>,
     terminal: Option<Terminal>,
@@ -111,7 +115,7 @@ impl Job {
         let deadlines = follow(held, ahead, until, orders.clone().downgrade());
         tokio::spawn(write(sink, queue, deadlines));
         let reports = Reports { source: reports, incoming: Incoming::default() };
-        Ok(Self { guardian, reports, orders, group: None, others, terminal, over: None })
+        Ok(Self { guardian, reports, orders, group: None, killed: false, told_of_lingering: false, others, terminal, over: None })
     }
 
     /// Passes a signal on to the command.
@@ -138,36 +142,56 @@ impl Job {
             }
         }
         let over = self.over.clone().unwrap_or(Outcome::Unguarded);
-        if over == Outcome::Unguarded {
-            self.kill().await;
-        } else {
+        if over != Outcome::Unguarded {
             let _ = self.guardian.wait().await;
+            return News::Over(over);
         }
-        News::Over(over)
+        loop {
+            let left = self.kill().await;
+            if left.is_empty() {
+                return News::Over(over);
+            }
+            if !std::mem::replace(&mut self.told_of_lingering, true) {
+                return News::Lingering(left);
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 
-    /// Kills guardian, command and all that came from it, when the guardian cannot be relied on any more.
-    pub async fn kill(&mut self) {
+    /// Whether the command had the terminal.
+    pub fn had_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// Kills guardian, command and all that came from it, when the guardian cannot be relied on any more; which of them live on. Free to drop, to be called again.
+    pub async fn kill(&mut self) -> Vec<i32> {
         // With the guardian the system kills the command; all others become ours.
         let _ = self.guardian.start_kill();
         let _ = self.guardian.wait().await;
-        let command = self.group;
-        // Nobody has waited for the group's leader yet, so its number is its own.
-        tree::signal_all(self.group.take(), Signal::KILL, &self.others);
-        for _ in 0..500 {
+        if !std::mem::replace(&mut self.killed, true) {
+            // Nobody has waited for the group's leader yet, so its number is its own.
+            tree::signal_all(self.group, Signal::KILL, &self.others);
+        }
+        let mut left = Vec::new();
+        for _ in 0..KILL_ROUNDS {
             tree::signal_all(None, Signal::KILL, &self.others);
             tree::chase(&self.others);
             tree::reap_adopted(&self.others);
-            if tree::descendants(&self.others).is_empty() {
+            left = tree::descendants(&self.others);
+            if left.is_empty() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if let (Some(terminal), Some(command)) = (self.terminal.take(), command) {
+        if let (Some(terminal), Some(command)) = (&self.terminal, self.group) {
             terminal.give_back(command, true);
         }
+        left.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect()
     }
 }
+
+/// So often, ten milliseconds apart, is killed what lives on.
+const KILL_ROUNDS: u32 = 200;
 
 #[derive(Debug)]
 struct Reports {

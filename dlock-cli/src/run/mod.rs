@@ -13,11 +13,15 @@ use self::job::{Job, News, Outcome, Task};
 use crate::acquire::{Acquired, acquire, check, keep};
 use crate::args::Run;
 use crate::exit::{Exit, Failure};
+use crate::guardian::tree;
 use crate::guardian::wire::{Gone, Why};
-use crate::output::{Output, note};
+use crate::output::{self, Output, note};
 use crate::session::Session;
-use crate::signals::{asks_to_end, suspend};
+use crate::signals::{self, asks_to_end_for_good, suspend};
 use crate::store::Store;
+
+/// `INT` and `QUIT`: what the keyboard sends to those who have the terminal.
+const KEYBOARD: [i32; 2] = [2, 3];
 
 /// What a command has to stop, unless set otherwise or the ttl is short.
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
@@ -30,6 +34,8 @@ pub async fn run(store: &Store, run: &Run, output: Output) -> Result<Exit, Failu
     let mut session = Session::new(store, run.lock.ttl, output)?;
     check(&run.lock, &session.locker)?;
     let times = Times::new(run, session.locker.ttl())?;
+    check_proc()?;
+    reap_as_first_process();
     if let Some(failure) = program::refusal(&run.command) {
         return Err(failure);
     }
@@ -38,10 +44,39 @@ pub async fn run(store: &Store, run: &Run, output: Output) -> Result<Exit, Failu
     {
         return ended;
     }
-    let mut supervisor = Supervisor { url: store.url()?, run, times, session };
+    let mut supervisor = Supervisor { keyboard: None, url: store.url()?, run, times, session };
     let ended = if run.forever { supervisor.forever().await } else { supervisor.once().await };
     supervisor.session.close().await;
+    if let Some(number) = supervisor.keyboard {
+        signals::end_as_by_keyboard(number);
+    }
     ended
+}
+
+/// What is found of this process's descendants is what `/proc` says: it must speak of the processes that we see.
+fn check_proc() -> Result<(), Failure> {
+    let Ok(itself) = std::fs::read_link("/proc/self") else { return Ok(()) };
+    if itself.to_str().and_then(|pid| pid.parse().ok()) == Some(std::process::id()) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::CONFIGURATION,
+        "/proc is that of another pid namespace: mount it anew, for example by unshare --mount-proc",
+    ))
+}
+
+/// The first process of a container gets all orphans, and waits for them when they have ended.
+fn reap_as_first_process() {
+    if std::process::id() != 1 {
+        return;
+    }
+    // Ends with the runtime, and so with the process.
+    tokio::spawn(async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            tree::reap_adopted(&[]);
+        }
+    });
 }
 
 /// The times that a term keeps to.
@@ -82,6 +117,8 @@ impl Times {
 }
 
 struct Supervisor<'a> {
+    /// What the keyboard sent to the command, and not to us.
+    keyboard: Option<i32>,
     url: &'a str,
     run: &'a Run,
     times: Times,
@@ -93,13 +130,21 @@ struct Term {
     exit: Exit,
     /// Somebody asked to end.
     asked: bool,
+    /// The signal of the keyboard that ended the command. Whoever waits for `dlock`, as a script does, is to hear it too.
+    keyboard: Option<i32>,
+}
+
+impl Term {
+    fn new(exit: Exit, asked: bool) -> Self {
+        Self { exit, asked, keyboard: None }
+    }
 }
 
 impl Supervisor<'_> {
     async fn once(&mut self) -> Result<Exit, Failure> {
         match self.acquire().await? {
             Acquired::Interrupted(number) => Ok(Exit::of_signal(number)),
-            Acquired::Held(guard) => self.term(guard).await.map(|term| term.exit),
+            Acquired::Held(guard) => self.term(guard).await.map(|term| self.ended(&term)),
         }
     }
 
@@ -112,9 +157,16 @@ impl Supervisor<'_> {
                 Ok(Acquired::Interrupted(number)) => return Ok(Exit::of_signal(number)),
                 Ok(Acquired::Held(guard)) => {
                     began = Instant::now();
-                    let term = self.term(guard).await?;
+                    let term = match self.term(guard).await {
+                        Ok(term) => term,
+                        // It may be possible later: too many processes, too little memory.
+                        Err(failure) => {
+                            note(&failure);
+                            Term::new(failure.exit, false)
+                        }
+                    };
                     if term.asked {
-                        return Ok(term.exit);
+                        return Ok(self.ended(&term));
                     }
                     self.session.output.note(format_args!(
                         "the command ended with {}; waiting for {} again",
@@ -134,6 +186,12 @@ impl Supervisor<'_> {
         }
     }
 
+    /// What to end with after the last term.
+    fn ended(&mut self, term: &Term) -> Exit {
+        self.keyboard = term.keyboard;
+        term.exit
+    }
+
     async fn acquire(&mut self) -> Result<Acquired, Failure> {
         acquire(&self.run.lock, self.times.stop_before(), &mut self.session).await
     }
@@ -142,6 +200,8 @@ impl Supervisor<'_> {
     async fn term(&mut self, guard: LockGuard) -> Result<Term, Failure> {
         let since = Instant::now();
         let task = self.task(guard.token());
+        // What is said of the wait comes before what the command says.
+        output::flush(Duration::from_millis(200));
         let mut job = Job::start(&task, guard.held())
             .map_err(|error| Failure::new(Exit::CANNOT_RUN, format!("cannot start the guardian: {error}")))?;
         let (mut asked, mut lingering) = (false, false);
@@ -165,15 +225,21 @@ impl Supervisor<'_> {
                         note("a dlock that has a lock is not suspended by the keyboard");
                         continue;
                     }
-                    asked |= asks_to_end(number);
+                    asked |= asks_to_end_for_good(number);
                     if lingering && asked {
                         note("giving up the lock although something of the command still runs");
-                        break Term { exit: Exit::LOST, asked };
+                        break Term::new(Exit::LOST, asked);
                     }
                     job.signal(number);
                 }
             }
         };
+        term.asked |= asked;
+        if term.keyboard.is_some() && !job.had_terminal() {
+            term.keyboard = None;
+        }
+        // What the keyboard ended is not begun again.
+        term.asked |= term.keyboard.is_some();
         term.asked |= self.hold_on(&guard, since, term.asked).await;
         if let Err(unknown) = guard.release().await {
             note(unknown);
@@ -204,21 +270,25 @@ impl Supervisor<'_> {
             Outcome::Gone(gone) => {
                 report_left(&gone);
                 match gone.why {
-                    Why::Itself => Ok(Term { exit: Exit::of_command(gone.code), asked }),
+                    Why::Itself if gone.left.is_empty() => {
+                        let keyboard = gone.signal.filter(|signal| KEYBOARD.contains(signal));
+                        Ok(Term { exit: Exit::of_command(gone.code), asked, keyboard })
+                    }
+                    Why::Itself => Ok(Term::new(Exit::LOST, asked)),
                     Why::Deadline | Why::Acquired => {
                         note(format_args!("the lock {key} was lost, and nothing was heard of it in time: the command was stopped"));
-                        Ok(Term { exit: Exit::LOST, asked })
+                        Ok(Term::new(Exit::LOST, asked))
                     }
                 }
             }
             Outcome::TooLate => {
                 note(format_args!("the lock {key} was lost before the command could start"));
-                Ok(Term { exit: Exit::LOST, asked })
+                Ok(Term::new(Exit::LOST, asked))
             }
             Outcome::NotStarted(why) => Err(Failure::new(Exit::CANNOT_RUN, format!("the command was not started: {why}"))),
             Outcome::Unguarded => {
-                note("the guardian of the command was killed: the command was stopped");
-                Ok(Term { exit: Exit::LOST, asked })
+                note("the guardian of the command was killed, and the command with it");
+                Ok(Term::new(Exit::LOST, asked))
             }
         }
     }
@@ -242,13 +312,16 @@ impl Supervisor<'_> {
                     News::Lingering(_) | News::Suspended { .. } => {}
                 },
                 () = tokio::time::sleep_until(limit) => {
-                    job.kill().await;
+                    let left = job.kill().await;
+                    if !left.is_empty() {
+                        note(format_args!("these processes of the command could not be killed: {left:?}"));
+                    }
                     break;
                 }
-                number = self.session.signals.next() => asked |= asks_to_end(number),
+                number = self.session.signals.next() => asked |= asks_to_end_for_good(number),
             }
         }
-        Term { exit: Exit::LOST, asked }
+        Term::new(Exit::LOST, asked)
     }
 
     /// Keeps the lock for as long as it is to be held at least. A signal that asks to end ends that too, and is told.

@@ -440,3 +440,35 @@ fn what_was_started_before_dlock_by_the_same_process_is_left_alone() {
     // Fails if it is gone.
     kill("KILL", sidecar);
 }
+
+#[test]
+fn whoever_told_it_to_end_is_not_forgotten_when_the_lock_is_lost_meanwhile() {
+    let folder = Folder::new();
+    let script = "trap 'echo told; sleep 1000 & wait' TERM; echo begun; sleep 1000 & wait";
+    let mut job = folder.start("job", &["run", "--forever", "--grace", "300ms", "k", "--", "sh", "-c", script]);
+    job.prints("begun");
+    job.signal("TERM");
+    job.prints("told");
+    folder.told(&["break", "--yes", "k"]);
+    assert_eq!(job.code(), Some(70), "{}", job.err());
+    assert_eq!(job.out().matches("begun").count(), 1);
+}
+
+#[test]
+fn a_hangup_is_passed_on_and_ends_no_singleton() {
+    let folder = Folder::new();
+    let script = "trap 'echo again; exit 0' HUP; echo begun; while :; do sleep 0.05; done";
+    let job = folder.start("job", &["run", "--forever", "k", "--", "sh", "-c", script]);
+    job.prints("begun");
+    job.signal("HUP");
+    until("the second term", || job.out().matches("begun").count() == 2);
+    assert!(job.out().contains("again"));
+}
+
+#[test]
+fn who_wants_no_words_gets_none_when_another_was_first() {
+    let folder = Folder::new();
+    let holder = folder.start("holder", &["hold", "k"]);
+    holder.prints("holding k");
+    assert_eq!(folder.code(&["--quiet", "run", "--try", "k", "--", "true"]), (75, String::new()));
+}

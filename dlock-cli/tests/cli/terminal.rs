@@ -100,6 +100,18 @@ fn ctrl_c_reaches_the_command_and_ctrl_z_does_not_suspend_it() {
 }
 
 #[test]
+fn ctrl_c_ends_the_script_around_dlock_too() {
+    let folder = Folder::new();
+    let line = "sh -c '\"$DLOCK\" run k -- sh -c \"echo begun; sleep 1000\"; echo after$((1))'; echo code $?";
+    let mut terminal = Terminal::run(&folder, "terminal", line);
+    terminal.shows("begun");
+    terminal.types(b"\x03");
+    terminal.code();
+    assert!(!terminal.shown().contains("after1"), "{}", terminal.shown());
+    assert!(folder.told(&["who", "k"]).contains("free"));
+}
+
+#[test]
 fn a_question_is_asked_before_a_lock_is_taken_away() {
     let folder = Folder::new();
     let mut holding = folder.start("holder", &["hold", "k"]);
