@@ -7,7 +7,7 @@ use dlock_testkit::servers::{ConsulAgent, EtcdServer};
 
 use crate::support::{Folder, program, until};
 
-/// A peer that holds its lock until it is killed.
+/// A peer that is ended with its test.
 struct Peer(Child);
 
 impl Peer {
@@ -40,13 +40,14 @@ fn exclude_each_other(folder: &Folder, url: &str, key: &str, peer: impl Fn(&Path
 
     let ours = folder.start("ours", &["--backend", url, "hold", key]);
     ours.prints("holding");
-    let mut waiting = peer(&takes).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut takes = peer(&takes);
+    let mut waiting = Peer(takes.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     // Another asks while ours has it, and the peer has not got it either.
     assert_eq!(folder.code(&["--backend", url, "run", "--wait", "2s", key, "--", "true"]).0, 75);
     assert!(!got.exists());
     ours.signal("INT");
     until("the peer's turn", || got.exists());
-    waiting.wait().unwrap();
+    assert!(waiting.0.wait().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
