@@ -214,11 +214,11 @@ impl Guardian {
                 // A command that was told to end is killed when its grace is over, whatever comes.
                 Order::Until(until) => self.kill_by = self.kill_by.max(until.minus(self.margin)),
                 Order::Signal(number) => self.pass_on(number),
-                Order::End => self.stop(Why::Acquired),
+                Order::End => self.stop(Why::Ordered),
             }
         }
         if self.dlock.is_none() {
-            self.stop(Why::Acquired);
+            self.stop(Why::Ordered);
         }
     }
 

@@ -63,7 +63,7 @@ pub enum Why {
     /// It was ended because no later deadline was heard of.
     Deadline,
     /// It was ended because `dlock` said so, or is gone.
-    Acquired,
+    Ordered,
 }
 
 /// A moment on the clock that counts since the machine was started, and goes on while it is suspended. All processes of a machine share it.

@@ -275,7 +275,7 @@ impl Supervisor<'_> {
                         Ok(Term { exit: Exit::of_command(gone.code), asked, keyboard })
                     }
                     Why::Itself => Ok(Term::new(Exit::LOST, asked)),
-                    Why::Deadline | Why::Acquired => {
+                    Why::Deadline | Why::Ordered => {
                         note(format_args!("the lock {key} was lost, and nothing was heard of it in time: the command was stopped"));
                         Ok(Term::new(Exit::LOST, asked))
                     }
