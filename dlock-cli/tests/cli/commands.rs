@@ -187,5 +187,5 @@ async fn doctor_names_the_permission_that_is_missing() {
     let output = folder.dlock(["--backend", &agent.url(), "doctor"]).env("CONSUL_HTTP_TOKEN", &token).output().unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(77), "{told}");
-    assert!(told.contains("permissions") && told.contains("session") && !told.contains(&token), "{told}");
+    assert!(told.contains("permissions") && told.contains("clock") && told.contains("session") && !told.contains(&token), "{told}");
 }
