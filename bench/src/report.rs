@@ -58,9 +58,9 @@ const IDLE: &str = "
 
 ![requests of idle locks](idle.svg)
 
-With the default ttl of 15 s. Heap is that of the holding process for each lock beyond the first, connections and watches included.
+With the default ttl of 15 s. Heap is that of the holding process for each lock beyond the first, watches and idle connections included.
 
-| | locks | renewals/s | other requests/s | most connections | bytes of heap per lock |
+| | locks | renewals/s | other requests/s | connections | bytes of heap per lock |
 |---|---|---|---|---|---|
 ";
 const THROUGHPUT: &str = "

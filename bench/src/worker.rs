@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use dlock_testkit::servers::mortal;
 use futures_util::future::{join_all, try_join_all};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -86,6 +87,8 @@ struct Worker {
 /// How long a contender holds the lock, and how long it stays away then: long enough for it to wait again before the lock is given back.
 const HOLD: Duration = Duration::from_millis(8);
 const PAUSE: Duration = Duration::from_millis(2);
+/// So many locks are taken at once by those who hold many.
+const AT_ONCE: usize = 8;
 const READY: &str = "ready";
 
 impl Crew {
@@ -194,12 +197,17 @@ pub async fn work(work: Work) -> Outcome<()> {
         }
         Work::Hold { arm, place, locks } => {
             let client = Client::connect(arm, &place).await?;
-            let first = client.lock("bench/held/0").await?;
+            // Others hold at the same time.
+            let key = |n: usize| format!("bench/held/{arm:?}/{locks}/{n}");
+            let first = client.lock(&key(0)).await?;
             let before = HEAP.allocated();
-            let mut holds = Vec::with_capacity(locks);
-            for n in 1..locks {
-                holds.push(client.lock(&format!("bench/held/{n}")).await?);
-            }
+            let more = stream::iter(1..locks)
+                .map(|n| {
+                    let (client, key) = (&client, key(n));
+                    async move { client.lock(&key).await }
+                })
+                .buffer_unordered(AT_ONCE);
+            let mut holds: Vec<_> = more.try_collect().await?;
             told_to_go_on().await?;
             let grown = HEAP.allocated().saturating_sub(before) as f64;
             match locks - 1 {
@@ -207,9 +215,8 @@ pub async fn work(work: Work) -> Outcome<()> {
                 more => println!("{}", grown / more as f64),
             }
             holds.push(first);
-            for hold in holds {
-                client.release(hold).await?;
-            }
+            let releases = stream::iter(holds).map(|hold| client.release(hold)).buffer_unordered(AT_ONCE);
+            releases.try_collect::<()>().await?;
             client.end().await;
             Ok(())
         }

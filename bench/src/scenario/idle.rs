@@ -23,7 +23,7 @@ pub struct Idle {
     pub renewals: usize,
     /// Other requests in that time.
     pub others: usize,
-    /// The most connections at once, with those that took the locks.
+    /// Connections at the end of it.
     pub connections: usize,
     /// Bytes of heap for each lock beyond the first; `None` for a single one.
     pub heap: Option<f64>,
@@ -37,12 +37,14 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Idle>> {
     let mut holding = Vec::new();
     for arm in [Arm::Etcd, Arm::Consul] {
         for &locks in plan.held {
-            progress::say(&format!("idle: {} takes {locks} locks", arm.name()));
             let proxy = stores.proxy(arm.server().ok_or("it has a server")?).await?;
-            let mut holder = Holder::start(arm, &place(arm, proxy.address()), locks)?;
-            holder.ready().await?;
+            let holder = Holder::start(arm, &place(arm, proxy.address()), locks)?;
             holding.push((arm, locks, proxy, holder));
         }
+    }
+    for (arm, locks, _, holder) in &mut holding {
+        progress::say(&format!("idle: {} takes {locks} locks", arm.name()));
+        holder.ready().await?;
     }
     tokio::time::sleep(SETTLE).await;
     holding.iter().for_each(|(_, _, proxy, _)| proxy.reset());
@@ -51,11 +53,22 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Idle>> {
     let mut measured = Vec::new();
     for (arm, locks, proxy, holder) in holding {
         let (renewals, others) = counts(&proxy);
-        let connections = proxy.most_connections();
+        let connections = connections(proxy.address().port())?;
         let heap = holder.heap().await?;
         measured.push(Idle { arm, locks, watched: plan.idle, renewals, others, connections, heap });
     }
     Ok(measured)
+}
+
+/// Connections of this machine that lead to a port of it and are open.
+fn connections(port: u16) -> Outcome<usize> {
+    let table = std::fs::read_to_string("/proc/net/tcp")?;
+    let leads = |line: &&str| {
+        let mut columns = line.split_whitespace().skip(2);
+        let (remote, state) = (columns.next(), columns.next());
+        remote.is_some_and(|remote| remote.ends_with(&format!(":{port:04X}"))) && state == Some("01")
+    };
+    Ok(table.lines().filter(leads).count())
 }
 
 fn counts(proxy: &FaultProxy) -> (usize, usize) {
