@@ -153,21 +153,21 @@ fn pictures(findings: &Findings) -> Vec<(&'static str, String)> {
     let bars: Vec<_> = findings.uncontended.iter().filter(|one| shown.contains(&one.arm)).filter_map(bar).collect();
     if !bars.is_empty() {
         let (title, unit) = ("Lock and release of a free key".into(), "times the raw client (dashed line: raw)".into());
-        pictures.push(("pair.svg", Bars { title, unit, mark: 1.0, bars }.drawn()));
+        pictures.push(("pair.svg", Bars { title, unit, mark: 1.0, values: bars }.drawn()));
     }
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for one in &findings.handover {
         let Some(summary) = one.samples.summary() else { continue };
-        let name = match one.placement {
-            Placement::Spread => one.arm.name().to_owned(),
-            Placement::OneProcess if one.arm.floor().is_none() => continue,
-            Placement::OneProcess => format!("{}, one process", one.arm.name()),
-        };
+        // Who hands on within a process stands in the table; here it would hide the others.
+        if one.placement == Placement::OneProcess {
+            continue;
+        }
+        let name = one.arm.name().to_owned();
         point(&mut lines, name, one.waiters as f64, summary.p50 / 1e3);
     }
     if !lines.is_empty() {
-        let title = "Handover, median".into();
-        let picture = Lines { title, across: "waiting for the lock".into(), upwards: "milliseconds".into(), lines };
+        let title = "Handover between processes, median".into();
+        let picture = Lines { title, across: "waiting for the lock".into(), upwards: "milliseconds".into(), series: lines };
         pictures.push(("handover.svg", picture.drawn()));
     }
     let mut lines = Vec::new();
@@ -178,8 +178,10 @@ fn pictures(findings: &Findings) -> Vec<(&'static str, String)> {
     }
     if !lines.is_empty() {
         let title = "Requests of locks that are just held".into();
-        pictures
-            .push(("idle.svg", Lines { title, across: "held locks".into(), upwards: "requests per second".into(), lines }.drawn()));
+        pictures.push((
+            "idle.svg",
+            Lines { title, across: "held locks".into(), upwards: "requests per second".into(), series: lines }.drawn(),
+        ));
     }
     pictures
 }
@@ -219,7 +221,9 @@ mod tests {
     fn findings() -> Findings {
         let samples = |values: &[f64]| {
             let mut samples = Samples::default();
-            values.iter().for_each(|value| samples.add(vec![*value]));
+            for value in values {
+                samples.add(vec![*value]);
+            }
             samples
         };
         let pair = |arm, values: &[f64]| Uncontended { arm, requests: Some(2.0), samples: samples(values) };

@@ -65,7 +65,9 @@ mod tests {
 
     fn samples(rounds: &[&[f64]]) -> Samples {
         let mut samples = Samples::default();
-        rounds.iter().for_each(|round| samples.add(round.to_vec()));
+        for round in rounds {
+            samples.add(round.to_vec());
+        }
         samples
     }
 

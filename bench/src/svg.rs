@@ -12,7 +12,7 @@ pub struct Bars {
     /// Where the line is that bars are compared with.
     pub mark: f64,
     /// Names and values.
-    pub bars: Vec<(String, f64)>,
+    pub values: Vec<(String, f64)>,
 }
 
 /// Lines over numbers that grow by tens.
@@ -25,7 +25,7 @@ pub struct Lines {
     /// What grows upwards.
     pub upwards: String,
     /// Names and points.
-    pub lines: Vec<(String, Vec<(f64, f64)>)>,
+    pub series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
 const WIDTH: f64 = 760.0;
@@ -40,11 +40,11 @@ impl Bars {
         const ROW: f64 = 26.0;
         const LEFT: f64 = 230.0;
         const TOP: f64 = 46.0;
-        let bottom = TOP + ROW * self.bars.len() as f64;
-        let most = self.bars.iter().map(|bar| bar.1).fold(self.mark, f64::max);
+        let bottom = TOP + ROW * self.values.len() as f64;
+        let most = self.values.iter().map(|bar| bar.1).fold(self.mark, f64::max);
         let across = |value: f64| (WIDTH - LEFT - 70.0) * value / most;
         let mut svg = begun(bottom + 44.0, &self.title);
-        for (row, (name, value)) in self.bars.iter().enumerate() {
+        for (row, (name, value)) in self.values.iter().enumerate() {
             let (top, colour) = (TOP + ROW * row as f64, if *value <= self.mark { COLOURS[6] } else { COLOURS[0] });
             text(&mut svg, LEFT - 8.0, top + 17.0, "end", name);
             _ = writeln!(
@@ -67,9 +67,9 @@ impl Lines {
     pub fn drawn(&self) -> String {
         const LEFT: f64 = 70.0;
         const RIGHT: f64 = 480.0;
-        const TOP: f64 = 50.0;
-        const BOTTOM: f64 = 340.0;
-        let points = || self.lines.iter().flat_map(|line| &line.1);
+        const TOP: f64 = 64.0;
+        const BOTTOM: f64 = 350.0;
+        let points = || self.series.iter().flat_map(|line| &line.1);
         let decades = points().map(|point| point.0.max(1.0).log10()).fold(1.0, f64::max).ceil();
         let step = nice(points().map(|point| point.1).fold(0.0, f64::max) / 5.0);
         let most = step * (points().map(|point| point.1).fold(0.0, f64::max) / step).ceil().max(1.0);
@@ -85,11 +85,14 @@ impl Lines {
             text(&mut svg, x(10_f64.powi(decade)), BOTTOM + 20.0, "middle", &trimmed(10_f64.powi(decade)));
         }
         text(&mut svg, f64::midpoint(LEFT, RIGHT), BOTTOM + 42.0, "middle", &self.across);
-        text(&mut svg, LEFT - 8.0, TOP - 12.0, "start", &self.upwards);
-        for (n, (name, points)) in self.lines.iter().enumerate() {
+        text(&mut svg, 16.0, TOP - 16.0, "start", &self.upwards);
+        for (n, (name, points)) in self.series.iter().enumerate() {
             let colour = COLOURS[n % COLOURS.len()];
             let path: Vec<_> = points.iter().map(|(across, up)| format!("{:.1},{:.1}", x(*across), y(*up))).collect();
-            _ = writeln!(svg, r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#, path.join(" "));
+            // What lies under another line shows through its gaps.
+            let gaps = if n % 2 == 0 { "none" } else { "7 7" };
+            let line = format!(r#"fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{gaps}""#);
+            _ = writeln!(svg, r#"<polyline points="{}" {line}/>"#, path.join(" "));
             for (across, up) in points {
                 _ = writeln!(svg, r#"<circle cx="{:.1}" cy="{:.1}" r="4" fill="{colour}"/>"#, x(*across), y(*up));
             }
@@ -138,15 +141,16 @@ mod tests {
 
     #[test]
     fn steps_of_an_axis_are_round() {
-        assert_eq!([nice(0.3), nice(1.0), nice(34.0), nice(60.0), nice(0.0)], [0.5, 1.0, 50.0, 100.0, 1.0]);
+        let steps = [0.3, 1.0, 34.0, 60.0, 0.0].map(|least| trimmed(nice(least)));
+        assert_eq!(steps, ["0.5", "1", "50", "100", "1"]);
     }
 
     #[test]
     fn every_bar_and_line_is_named_and_nothing_breaks_the_markup() {
-        let bars = Bars { title: "a < b".into(), unit: "times".into(), mark: 1.0, bars: vec![("one & two".into(), 2.5)] }.drawn();
+        let bars = Bars { title: "a < b".into(), unit: "times".into(), mark: 1.0, values: vec![("one & two".into(), 2.5)] }.drawn();
         assert!(bars.contains("a &lt; b") && bars.contains("one &amp; two") && bars.contains(">2.50<"), "{bars}");
         let line = ("etcd".to_owned(), vec![(1.0, 2.0), (100.0, 3.0)]);
-        let lines = Lines { title: "t".into(), across: "waiters".into(), upwards: "ms".into(), lines: vec![line] }.drawn();
+        let lines = Lines { title: "t".into(), across: "waiters".into(), upwards: "ms".into(), series: vec![line] }.drawn();
         assert!(lines.contains(">etcd<") && lines.contains(">100<") && !lines.contains("NaN"), "{lines}");
         assert!(bars.ends_with("</svg>\n") && lines.ends_with("</svg>\n"));
     }

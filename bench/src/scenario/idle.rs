@@ -47,7 +47,9 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Idle>> {
         holder.ready().await?;
     }
     tokio::time::sleep(SETTLE).await;
-    holding.iter().for_each(|(_, _, proxy, _)| proxy.reset());
+    for (_, _, proxy, _) in &holding {
+        proxy.reset();
+    }
     progress::say(&format!("idle: all are held for {:?}", plan.idle));
     tokio::time::sleep(plan.idle).await;
     let mut measured = Vec::new();
