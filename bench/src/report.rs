@@ -48,7 +48,8 @@ const HANDOVER: &str = "
 ![handover by waiters](handover.svg)
 
 In several processes, up to ten, each contender has a session of its own; in one process all share a locker, which hands on within the process. The raw
-pair is one client that holds and one that is woken and claims.
+pair is one client that holds and one that is woken and claims. Tenures last 8 ms, those of etcd's lock service 150 ms, because it hears up to 100 ms
+late of a release if it has not waited for so long.
 
 | | waiting | where | p50 | p10 to p90 | p99 | handovers | times the raw pair |
 |---|---|---|---|---|---|---|---|

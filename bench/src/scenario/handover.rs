@@ -63,12 +63,14 @@ impl Placement {
 /// All arms in turns.
 pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Handover>> {
     let mut measured = arms(plan.waiters);
-    let (rounds, length) = plan.handovers;
+    let (rounds, usual) = plan.handovers;
     for round in 0..rounds {
         for arm in &mut measured {
             let Handover { arm, placement, waiters, samples } = arm;
             progress::step(&format!("handover: {}, {waiters} waiting in {}", arm.name(), placement.name()), round, rounds);
             let crews = placement.crews(*arm, *waiters + 1);
+            // Its tenures are longer.
+            let length = if *arm == Arm::LockService { usual * 3 } else { usual };
             let order = Contend {
                 arm: *arm,
                 place: stores.place(*arm),
