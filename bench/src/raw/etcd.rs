@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Channel, Client, Compare, CompareOp, ConnectOptions, LockOptions, PutOptions, Txn, TxnOp, WatchFilterType, WatchOptions,
+    Channel, Client, Compare, CompareOp, ConnectOptions, LockOptions, PutOptions, Txn, TxnOp, TxnResponse, WatchFilterType,
+    WatchOptions,
 };
+use tokio::sync::Semaphore;
 use tonic::transport::Endpoint;
 
 use super::value;
@@ -15,10 +17,13 @@ pub struct Raw {
     client: Client,
     lease: i64,
     value: String,
+    room: Semaphore,
 }
 
 /// How long a lease lives that nobody renews.
 const LEASE_SECONDS: i64 = 3_600;
+/// So many transactions are under way at most: etcd refuses more than some thousands.
+const AT_ONCE: usize = 1_000;
 
 impl Raw {
     /// Opens the lease at a member, over a connection like that of dlock.
@@ -32,7 +37,7 @@ impl Raw {
         let options = ConnectOptions::new().with_require_leader(true);
         let client = Client::from_channel(Channel::Tonic(endpoint.connect().await?), Some(options)).await?;
         let lease = client.lease_client().grant(LEASE_SECONDS, None).await?.id();
-        Ok(Self { client, lease, value: value() })
+        Ok(Self { client, lease, value: value(), room: Semaphore::new(AT_ONCE) })
     }
 
     /// Takes a key, and waits for it while another has it.
@@ -40,7 +45,7 @@ impl Raw {
         loop {
             let absent = Compare::create_revision(key, CompareOp::Equal, 0);
             let put = TxnOp::put(key, self.value.as_str(), Some(PutOptions::new().with_lease(self.lease)));
-            let answer = self.client.kv_client().txn(Txn::new().when([absent]).and_then([put])).await?;
+            let answer = self.txn(Txn::new().when([absent]).and_then([put])).await?;
             if answer.succeeded() {
                 return Ok(());
             }
@@ -52,8 +57,12 @@ impl Raw {
     /// Gives the key back.
     pub async fn unlock(&self, key: &str) -> Outcome<()> {
         let delete = Txn::new().and_then([TxnOp::delete(key, None)]);
-        self.client.kv_client().txn(delete).await?;
-        Ok(())
+        self.txn(delete).await.map(drop)
+    }
+
+    async fn txn(&self, txn: Txn) -> Outcome<TxnResponse> {
+        let _room = self.room.acquire().await?;
+        Ok(self.client.kv_client().txn(txn).await?)
     }
 
     /// Returns when the key was deleted after this revision.
