@@ -1,0 +1,81 @@
+//! What is measured beside one another.
+
+use clap::ValueEnum;
+
+/// One way to take and give back a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arm {
+    /// dlock on etcd.
+    Etcd,
+    /// dlock on Consul.
+    Consul,
+    /// dlock on Consul, first come, first served.
+    Fair,
+    /// dlock in a SQLite file.
+    Sqlite,
+    /// dlock on the store in memory.
+    Memory,
+    /// A bare client of etcd: one key, put if it is absent, deleted; whoever waits watches it.
+    RawEtcd,
+    /// A bare client of Consul: one key, locked and unlocked; whoever waits asks for its change.
+    RawConsul,
+    /// Two bare write transactions.
+    RawSqlite,
+    /// The store in memory, asked directly.
+    RawMemory,
+    /// The lock service inside etcd, by `etcd-client`.
+    LockService,
+    /// `consul lock KEY true`, with the start of its process.
+    ConsulLock,
+    /// `etcdctl lock KEY true`, with the start of its process.
+    EtcdctlLock,
+}
+
+/// A program that answers requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// An agent of Consul.
+    Consul,
+    /// A member of etcd.
+    Etcd,
+}
+
+impl Arm {
+    /// What people read.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Etcd => "dlock on etcd",
+            Self::Consul => "dlock on Consul",
+            Self::Fair => "dlock on Consul, fair",
+            Self::Sqlite => "dlock in SQLite",
+            Self::Memory => "dlock in memory",
+            Self::RawEtcd => "raw etcd",
+            Self::RawConsul => "raw Consul",
+            Self::RawSqlite => "two bare SQLite transactions",
+            Self::RawMemory => "raw memory",
+            Self::LockService => "etcd's lock service",
+            Self::ConsulLock => "`consul lock` command",
+            Self::EtcdctlLock => "`etcdctl lock` command",
+        }
+    }
+
+    /// The fewest requests that can do the work on the same store; `None` for those arms themselves.
+    pub fn floor(self) -> Option<Self> {
+        match self {
+            Self::Etcd | Self::LockService | Self::EtcdctlLock => Some(Self::RawEtcd),
+            Self::Consul | Self::Fair | Self::ConsulLock => Some(Self::RawConsul),
+            Self::Sqlite => Some(Self::RawSqlite),
+            Self::Memory => Some(Self::RawMemory),
+            Self::RawEtcd | Self::RawConsul | Self::RawSqlite | Self::RawMemory => None,
+        }
+    }
+
+    /// Whom it asks, unless everything happens on this machine's disk or in this process.
+    pub fn server(self) -> Option<Server> {
+        match self {
+            Self::Etcd | Self::RawEtcd | Self::LockService | Self::EtcdctlLock => Some(Server::Etcd),
+            Self::Consul | Self::Fair | Self::RawConsul | Self::ConsulLock => Some(Server::Consul),
+            Self::Sqlite | Self::Memory | Self::RawSqlite | Self::RawMemory => None,
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What is measured, one file for each question.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+pub mod handover;
+pub mod idle;
+pub mod throughput;
+pub mod uncontended;
+
+/// A question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// What lock and release of a free key cost.
+    Uncontended,
+    /// How soon the next one holds a lock after it is given back.
+    Handover,
+    /// What locks cost that are just held.
+    Idle,
+    /// How many locks one client takes and gives back at once.
+    Throughput,
+}
+
+/// How much of everything.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Rounds of lock and release, and how many in each.
+    pub pairs: (usize, usize),
+    /// How often a command is run.
+    pub commands: usize,
+    /// Rounds of handovers, and how long one lasts.
+    pub handovers: (usize, Duration),
+    /// How many wait.
+    pub waiters: &'static [usize],
+    /// How long locks are just held.
+    pub idle: Duration,
+    /// How many locks are held.
+    pub held: &'static [usize],
+    /// Rounds of throughput, and how many locks are taken in one at least.
+    pub throughput: (usize, usize),
+    /// How many keys at once.
+    pub keys: &'static [usize],
+}
+
+impl Plan {
+    /// All of it.
+    pub fn whole() -> Self {
+        Self {
+            pairs: (60, 50),
+            commands: 20,
+            handovers: (5, Duration::from_millis(2_500)),
+            waiters: &[1, 10, 100],
+            idle: Duration::from_secs(60),
+            held: &[1, 100, 1_000],
+            throughput: (5, 2_000),
+            keys: &[1, 10, 100, 10_000],
+        }
+    }
+
+    /// What fits into two minutes.
+    pub fn quick() -> Self {
+        Self {
+            pairs: (40, 25),
+            commands: 5,
+            handovers: (2, Duration::from_millis(800)),
+            waiters: &[1, 10],
+            idle: Duration::from_secs(15),
+            held: &[1, 100, 1_000],
+            throughput: (3, 400),
+            keys: &[1, 10, 100],
+        }
+    }
+}

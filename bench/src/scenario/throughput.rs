@@ -1,0 +1,73 @@
+//! Independent keys, each locked and released by a task of its own, all through one client.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::try_join_all;
+
+use super::Plan;
+use crate::Outcome;
+use crate::arm::Arm;
+use crate::client::Client;
+use crate::progress;
+use crate::stats::Samples;
+use crate::stores::Stores;
+
+/// What one arm showed with so many keys.
+pub struct Throughput {
+    /// Which.
+    pub arm: Arm,
+    /// How many keys at once.
+    pub keys: usize,
+    /// Pairs of lock and release in a second.
+    pub samples: Samples,
+}
+
+const ARMS: [Arm; 5] = [Arm::RawEtcd, Arm::Etcd, Arm::RawConsul, Arm::Consul, Arm::Fair];
+
+/// All arms in turns, for each number of keys.
+pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Throughput>> {
+    let mut measured = Vec::new();
+    let (rounds, least) = plan.throughput;
+    for &keys in plan.keys {
+        let mut clients = Vec::new();
+        for arm in ARMS {
+            let client = Arc::new(Client::connect(arm, &stores.place(arm)).await?);
+            progress::say(&format!("throughput: {} with {keys} keys", arm.name()));
+            // Every key is met, and every connection made.
+            flood(&client, arm, keys, 1).await?;
+            clients.push((client, Throughput { arm, keys, samples: Samples::default() }));
+        }
+        for round in 0..rounds {
+            progress::step(&format!("throughput with {keys} keys"), round, rounds);
+            for (client, arm) in &mut clients {
+                arm.samples.add(vec![flood(client, arm.arm, keys, least.div_ceil(keys)).await?]);
+            }
+        }
+        for (client, arm) in clients {
+            client.end().await;
+            measured.push(arm);
+        }
+    }
+    Ok(measured)
+}
+
+/// Locks and releases each key so often, all keys at once; pairs in a second.
+async fn flood(client: &Arc<Client>, arm: Arm, keys: usize, each: usize) -> Outcome<f64> {
+    let began = Instant::now();
+    // They end with their pairs; this waits for them.
+    let tasks = (0..keys).map(|n| {
+        let (client, key) = (Arc::clone(client), format!("bench/throughput/{arm:?}/{n}"));
+        tokio::spawn(async move {
+            for _ in 0..each {
+                let hold = client.lock(&key).await?;
+                client.release(hold).await?;
+            }
+            Outcome::Ok(())
+        })
+    });
+    for ended in try_join_all(tasks).await? {
+        ended?;
+    }
+    Ok((keys * each) as f64 / began.elapsed().as_secs_f64())
+}

@@ -1,0 +1,126 @@
+//! What must hold, judged by what was measured.
+
+use crate::arm::Arm;
+use crate::report::Findings;
+use crate::scenario::handover::Placement;
+use crate::stats::Samples;
+
+/// One demand and what came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// What must hold.
+    pub demand: String,
+    /// What was measured.
+    pub measured: String,
+    /// Whether it holds.
+    pub held: bool,
+}
+
+/// How many times the bare pair lock and release may take.
+const PAIR: f64 = 1.1;
+/// The same in a file, where there is no network to hide behind.
+const PAIR_IN_FILE: f64 = 3.0;
+/// How many times the bare handover ours may take.
+const HANDOVER: f64 = 1.2;
+/// How many times the handover to one of a pair that to one of many may take, where there is a line.
+const FLAT: f64 = 1.5;
+/// Bytes of heap for a held lock.
+const HEAP: f64 = 1_024.0;
+/// What share of the bare throughput ours must reach.
+const THROUGHPUT: f64 = 0.8;
+
+/// All demands about which something was measured.
+pub fn verdicts(findings: &Findings) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for (arm, most) in [(Arm::Etcd, PAIR), (Arm::Consul, PAIR), (Arm::Sqlite, PAIR_IN_FILE)] {
+        let samples = |arm| findings.uncontended.iter().find(|one| one.arm == arm).map(|one| &one.samples);
+        let demand = format!("lock and release, {}: at most {most} times raw", arm.name());
+        verdicts.extend(at_most(demand, samples(arm), arm.floor().and_then(samples), most));
+    }
+    handovers(findings, &mut verdicts);
+    for arm in [Arm::Etcd, Arm::Consul] {
+        idle(findings, arm, &mut verdicts);
+    }
+    let keys = findings.throughput.iter().map(|one| one.keys).max().unwrap_or_default();
+    for arm in [Arm::Etcd, Arm::Consul] {
+        let samples = |arm| findings.throughput.iter().find(|one| one.arm == arm && one.keys == keys).map(|one| &one.samples);
+        let ratio = samples(arm).zip(arm.floor().and_then(samples)).and_then(|(own, floor)| own.ratio_to(floor));
+        verdicts.extend(ratio.map(|ratio| Verdict {
+            demand: format!("throughput with {keys} keys, {}: at least {THROUGHPUT} times raw", arm.name()),
+            measured: format!("{:.2}", ratio.p50),
+            held: ratio.p50 >= THROUGHPUT,
+        }));
+    }
+    verdicts
+}
+
+fn at_most(demand: String, own: Option<&Samples>, other: Option<&Samples>, most: f64) -> Option<Verdict> {
+    let ratio = own?.ratio_to(other?)?;
+    Some(Verdict { demand, measured: format!("{:.2}", ratio.p50), held: ratio.p50 <= most })
+}
+
+fn handovers(findings: &Findings, verdicts: &mut Vec<Verdict>) {
+    let samples = |arm, waiters| {
+        let spread = findings.handover.iter().filter(|one| one.placement == Placement::Spread);
+        spread.filter(|one| one.arm == arm).find(|one| one.waiters == waiters).map(|one| &one.samples)
+    };
+    for arm in [Arm::Etcd, Arm::Consul, Arm::Fair] {
+        let demand = format!("handover to the other of two processes, {}: at most {HANDOVER} times raw", arm.name());
+        verdicts.extend(at_most(demand, samples(arm, 1), arm.floor().and_then(|floor| samples(floor, 1)), HANDOVER));
+    }
+    let most = findings.handover.iter().map(|one| one.waiters).max().unwrap_or_default();
+    for arm in [Arm::Etcd, Arm::Fair] {
+        let demand = format!("handover with {most} waiting, {}: at most {FLAT} times that with one", arm.name());
+        verdicts.extend(at_most(demand, samples(arm, most), samples(arm, 1), FLAT));
+    }
+}
+
+fn idle(findings: &Findings, arm: Arm, verdicts: &mut Vec<Verdict>) {
+    let of_arm = || findings.idle.iter().filter(|one| one.arm == arm);
+    let (Some(few), Some(many)) = (of_arm().min_by_key(|one| one.locks), of_arm().max_by_key(|one| one.locks)) else { return };
+    let name = arm.name();
+    verdicts.push(Verdict {
+        demand: format!("idle, {name}: no more renewals for {} locks than for {}, within one", many.locks, few.locks),
+        measured: format!("{} and {}", many.renewals, few.renewals),
+        held: many.renewals <= few.renewals + 1,
+    });
+    verdicts.push(Verdict {
+        demand: format!("idle, {name}: no more connections for {} locks than for {}", many.locks, few.locks),
+        measured: format!("{} and {}", many.connections, few.connections),
+        held: many.connections <= few.connections,
+    });
+    if let Some(heap) = many.heap {
+        verdicts.push(Verdict {
+            demand: format!("idle, {name}: at most {HEAP:.0} bytes of heap for each of {} locks", many.locks),
+            measured: format!("{heap:.0}"),
+            held: heap <= HEAP,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::uncontended::Uncontended;
+
+    fn with_pair(ours: f64) -> Findings {
+        let arm = |arm, micros: f64| {
+            let mut samples = Samples::default();
+            samples.add(vec![micros]);
+            Uncontended { arm, requests: None, samples }
+        };
+        Findings { uncontended: vec![arm(Arm::RawEtcd, 100.0), arm(Arm::Etcd, ours)], ..Findings::default() }
+    }
+
+    #[test]
+    fn a_demand_is_held_or_missed_by_what_was_measured() {
+        let judged = |ours| verdicts(&with_pair(ours)).into_iter().map(|one| (one.measured, one.held)).collect::<Vec<_>>();
+        assert_eq!(judged(105.0), [("1.05".to_owned(), true)]);
+        assert_eq!(judged(120.0), [("1.20".to_owned(), false)]);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_judged() {
+        assert_eq!(verdicts(&Findings::default()), []);
+    }
+}
