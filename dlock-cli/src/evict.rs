@@ -36,7 +36,7 @@ pub async fn evict(store: &Store, key: &str, yes: bool, output: Output) -> Resul
             ));
         };
         if !within(backend.evict(&key_there, token)).await?? {
-            return Err(Failure::new(Exit::BUSY, format!("{who} no longer holds {key}; nothing was taken away")));
+            return Err(Failure::new(Exit::BUSY, format!("{who} no longer holds {key}; nothing was taken from it")));
         }
         output.say(&Event::new("broken", key).holder(person), format_args!("took {key} away from {who}, token {}", token.get()))?;
     }

@@ -106,7 +106,7 @@ async fn open(shared: &Shared, ttl: Duration) -> Result<Option<SessionId>, Backe
 async fn key(shared: &Shared) -> Finding {
     let asked =
         Asked { what: "writing the key dlock-probe, of all keys the one that was tried", writes: true, needs: Needs::KeysWrite };
-    let key = Key::new(PROBE_NAME).expect("it is a key");
+    let key = Key::new(PROBE_NAME).expect("the name of a probe is one plain segment of a key");
     let ticket = format!("{}never/", Fair::line(&key));
     let names = if shared.sessions.fair { vec![PROBE_NAME, &ticket] } else { vec![PROBE_NAME] };
     // No key ever stands at the last index.

@@ -163,11 +163,12 @@ impl Grant {
             Loss::Shutdown | Loss::HeldTooLong => tracing::info!(%key, %token, %owner, reason = %loss, "lock ended"),
             _ => tracing::warn!(%key, %token, %owner, reason = %loss, "lock lost"),
         }
-        self.hold.end(loss);
         self.lost.notify_waiters();
         // Either we see the token, or who makes it sees the loss.
         fence(Ordering::SeqCst);
         [&self.cancellation, &self.together].into_iter().filter_map(OnceLock::get).for_each(CancellationToken::cancel);
+        // Last, since a recorder is the user's code: nobody hears later of a loss because it is counted.
+        self.hold.end(loss);
     }
 
     /// Returns when the lock is lost, at once if it already is. Does not depend on the keeper: the deadline fires by itself.
