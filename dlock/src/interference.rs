@@ -124,7 +124,7 @@ pub(crate) struct Disturbance {
 
 impl Watches {
     /// Locks that are given back sooner are not watched at all: it would cost them a request.
-    const SETTLED_AFTER: Duration = Duration::from_millis(250);
+    pub(crate) const SETTLED_AFTER: Duration = Duration::from_millis(250);
     /// A watch that lasted so long was not returned idly.
     const LASTED: Duration = Duration::from_secs(5);
 

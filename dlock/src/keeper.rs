@@ -91,6 +91,7 @@ impl Keeper {
     async fn run(mut self) {
         let mut heard = Heard::event(LeaseEvent::Started);
         let end = loop {
+            self.session.looks_now();
             // A session that is not wanted any more when its keeper starts is not opened.
             if matches!(heard.event, LeaseEvent::Started | LeaseEvent::Elapsed) {
                 let renewal_wanted = self.found.is_some().then_some(LeaseEvent::Disturbed);
@@ -135,6 +136,7 @@ impl Keeper {
             let next = audit.min(self.watches.start(&self.session, action));
             let until = until.min(self.session.next_look()).min(next);
             self.session.promise(until);
+            self.session.looks_at(self.number, until);
             let woke = self.sleep(until).await;
             if !self.session.is_kept_by(self.number) {
                 // What woke this one may have been meant for the other.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use dlock_core::{Claim, ClaimId, FencingToken, Granted, Moment};
 use futures_util::future::BoxFuture;
 
-use super::{Session, State};
+use super::{Ending, Session, State};
 use crate::gate::Pass;
 use crate::grant::{Grant, HoldLimits};
+use crate::interference::Watches;
 
 /// A claim whose release is owed to the store.
 pub(crate) struct Owed {
@@ -49,11 +50,17 @@ impl Session {
         if !limits.stop_before.is_zero() {
             state.early.insert((limits.stop_before, id));
         }
+        let watched = self.backend.capabilities().watched_claims.map(|_| now.plus(Watches::SETTLED_AFTER));
+        let early =
+            state.lease.believed_until().filter(|_| !limits.stop_before.is_zero()).map(|until| until.minus(limits.stop_before));
+        // Kept also if the lock is given back sooner, so that the next one wakes nobody.
+        let look = [watched, early].into_iter().flatten().fold(timer, Moment::min);
+        state.look_by = state.look_by.min(look);
         drop(state);
         if let Some(engine) = self.engine.upgrade() {
             engine.known_to_the_store();
         }
-        self.wake.notify_one();
+        self.have_looked_by(look);
         Ok(grant)
     }
 
@@ -155,11 +162,16 @@ impl Session {
     /// Counts a release out.
     pub(crate) fn settled(&self, id: ClaimId) {
         let mut state = self.state();
-        state.releasing.remove(&id);
+        let released = state.releasing.remove(&id);
         state.owed -= 1;
         let quiet = state.owed == 0 && state.grants.is_empty();
+        // The keeper waits for it, or watches it.
+        let awaited = state.ending != Ending::Wanted || self.loss.get().is_some();
+        let watched = released.is_none_or(|grant| self.clock.now() >= grant.granted_at.plus(Watches::SETTLED_AFTER));
         drop(state);
-        self.wake.notify_one();
+        if awaited || watched {
+            self.wake.notify_one();
+        }
         if quiet {
             self.quiet.notify_waiters();
         }
@@ -182,11 +194,14 @@ impl Session {
 
     /// When the keeper must look at its grants of its own accord.
     pub(crate) fn next_look(&self) -> Moment {
-        let state = self.state();
+        let mut state = self.state();
+        if state.look_by <= self.clock.now() {
+            state.look_by = Moment::FAR_FUTURE;
+        }
         let timer = state.timers.first().map_or(Moment::FAR_FUTURE, |(moment, _)| *moment);
         let alive = !state.grants.is_empty() || state.acquiring > 0;
         let again = state.given_up.iter().map(|owed| owed.from).min().filter(|_| alive);
-        let timer = timer.min(again.unwrap_or(Moment::FAR_FUTURE));
+        let timer = timer.min(again.unwrap_or(Moment::FAR_FUTURE)).min(state.look_by);
         match (state.lease.believed_until(), state.early.last()) {
             (Some(until), Some((stop_before, _))) => timer.min(until.minus(*stop_before)),
             _ => timer,

@@ -40,6 +40,8 @@ pub(crate) struct Session {
     keeper: AtomicU64,
     /// When that keeper is to be heard of again, in nanoseconds on the clock.
     heard_by: AtomicU64,
+    /// When that keeper looks at its grants again if nobody wakes it, in nanoseconds on the clock; the far future while it is about to find out.
+    looks_at: AtomicU64,
     /// The store answered as if a grant were not held.
     audit_wanted: AtomicBool,
 }
@@ -52,6 +54,8 @@ struct State {
     grants: BTreeMap<ClaimId, Arc<Grant>>,
     /// When to look at a grant of its own accord: its `hold_at_most`, or a report.
     timers: BTreeSet<(Moment, ClaimId)>,
+    /// When the keeper has to look at those that were granted since it last looked.
+    look_by: Moment,
     /// The grants that want to be told ahead of the deadline.
     early: BTreeSet<(Duration, ClaimId)>,
     /// The grants that were told so, and until when they stay.
@@ -108,6 +112,7 @@ impl Session {
             id: None,
             grants: BTreeMap::new(),
             timers: BTreeSet::new(),
+            look_by: Moment::FAR_FUTURE,
             early: BTreeSet::new(),
             lingering: BTreeMap::new(),
             inbox: Vec::new(),
@@ -134,6 +139,7 @@ impl Session {
             stages: Stages::new(),
             keeper: AtomicU64::new(0),
             heard_by: AtomicU64::new(0),
+            looks_at: AtomicU64::new(u64::MAX),
             audit_wanted: AtomicBool::new(false),
         }
     }
@@ -160,6 +166,7 @@ impl Session {
         let number = state.keepers;
         self.keeper.store(number, Ordering::Release);
         self.promise(now);
+        self.looks_now();
         drop(state);
         // A keeper that nobody drives any more must not use up a wake-up; and what was handed in to it is news to this one.
         self.wake.notify_waiters();
@@ -174,7 +181,28 @@ impl Session {
 
     /// The keeper will be heard of again by then.
     pub(crate) fn promise(&self, by: Moment) {
-        self.heard_by.store(by.since_origin().as_nanos() as u64, Ordering::Release);
+        self.heard_by.store(nanos(by), Ordering::Release);
+    }
+
+    /// The keeper is about to find out when to look next: whatever comes in from now on wakes it.
+    pub(crate) fn looks_now(&self) {
+        self.looks_at.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// The keeper sleeps until then, unless it is woken. What came in after it last looked has seen that, and wakes it.
+    pub(crate) fn looks_at(&self, keeper: u64, moment: Moment) {
+        let _state = self.state();
+        // A keeper that was replaced meanwhile says nothing of the other.
+        if self.is_kept_by(keeper) {
+            self.looks_at.store(nanos(moment), Ordering::SeqCst);
+        }
+    }
+
+    /// Wakes the keeper if it would look later than that. Whatever it is to see then is in the state by now.
+    fn have_looked_by(&self, moment: Moment) {
+        if nanos(moment) < self.looks_at.load(Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
     }
 
     /// The keeper is no more.
@@ -327,7 +355,7 @@ impl Session {
         let step = state.lease.step(event, now, Chance(fastrand::u32(..)));
         let health = state.lease.health();
         state.suspect.tell(health == Health::Suspect);
-        let until = state.lease.believed_until().map_or(0, |until| until.since_origin().as_nanos() as u64);
+        let until = state.lease.believed_until().map_or(0, nanos);
         if let Health::Over(loss) = health {
             // First the reason, then the deadline: whoever finds the deadline passed finds the reason too.
             _ = self.loss.set(loss.unwrap_or(Loss::Shutdown));
@@ -384,6 +412,11 @@ impl Session {
             _ => {}
         }
     }
+}
+
+/// As it is kept in an atomic.
+fn nanos(moment: Moment) -> u64 {
+    moment.since_origin().as_nanos() as u64
 }
 
 impl fmt::Debug for Session {
