@@ -4,6 +4,7 @@ use dlock_core::{BackendError, Claim, ErrorKind, Key, Mode, Room};
 use etcd_client::SortOrder;
 
 use crate::api::{Found, PAGE, Seam, by_creation, unexpected};
+use crate::classify::Asked;
 use crate::line::Shared;
 use crate::wire::Entry;
 
@@ -73,6 +74,31 @@ impl Shared {
             return Err(BackendError::contradiction(claim, holders));
         }
         Ok(Ahead { awaited, count: count.and_then(|count| count.try_into().ok()), first: head })
+    }
+
+    /// A whole range in the order of creation, page by page as of one revision.
+    pub(crate) async fn read_all(
+        &self,
+        asked: Asked<'_>,
+        start: &[u8],
+        end: &[u8],
+        order: SortOrder,
+    ) -> Result<Vec<Entry>, BackendError> {
+        let (mut all, mut revision, mut seam, mut from) = (Vec::<Entry>::new(), 0, Seam::default(), 0);
+        loop {
+            let options = by_creation(end, order, PAGE).with_revision(revision).with_min_create_revision(from);
+            let Ok(mut page) = self.api.page(asked, start, options).await? else {
+                let message = format!("{}: etcd forgot what was being read (compaction)", asked.what);
+                return Err(BackendError::new(ErrorKind::Transient, message));
+            };
+            let next = seam.join(asked, &mut page.found)?;
+            all.extend(page.found.entries);
+            match next {
+                Some(next) => from = next,
+                None => return Ok(all),
+            }
+            revision = if revision == 0 { page.revision } else { revision };
+        }
     }
 
     /// The first in line, of a range that was read from its beginning, the oldest first; reads on where it was not shown.

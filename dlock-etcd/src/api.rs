@@ -274,7 +274,7 @@ impl Api {
                     }
                 }
                 Failure::Token(error) => {
-                    let renewed = timeout(self.attempt, connected.authenticate());
+                    let renewed = timeout(self.attempt, Box::pin(connected.authenticate()));
                     if authenticated || !matches!(renewed.await, Ok(Ok(()))) {
                         return Err(error);
                     }

@@ -17,7 +17,7 @@ use dlock_core::{
 use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
 
-use crate::api::{Api, PAGE, Seam, by_creation, unexpected};
+use crate::api::{Api, unexpected};
 use crate::classify::Asked;
 use crate::config::{ConfigError, EtcdOptions};
 use crate::dialer::Dialer;
@@ -145,7 +145,7 @@ impl LockBackend for Etcd {
         };
         match known.or(asked) {
             Some(ttl) => {
-                shared.notes().opened(lease, ttl);
+                shared.notes().renewed(lease, ttl);
                 Ok(Renewal::Renewed { ttl })
             }
             None => Err(BackendError::new(ErrorKind::Transient, "renewing the session: etcd did not say for how long")),
@@ -157,11 +157,11 @@ impl LockBackend for Etcd {
         let mut found = Vec::new();
         for batch in claims.chunks(BATCH) {
             let asked = shared.asked("looking after held keys", false, &batch[0].claim.key);
-            let read = |granted: &Granted| {
-                let entry = shared.layout.entry(lease.unwrap_or(Lease(0)), &granted.claim);
-                TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))
-            };
-            let operations: Vec<_> = batch.iter().map(read).collect();
+            let mut operations = Vec::new();
+            for granted in batch {
+                let entry = shared.entry(lease.unwrap_or(Lease(0)), &granted.claim).await?;
+                operations.push(TxnOp::get(entry, Some(GetOptions::new().with_keys_only())));
+            }
             let reply = shared.api.txn(asked, Txn::new().and_then(operations)).await?.map_err(|gone| unexpected(asked, gone))?;
             for (granted, result) in batch.iter().zip(reply.rest()) {
                 let cause = match result.entries.first() {
@@ -186,7 +186,10 @@ impl LockBackend for Etcd {
         self.shared.capabilities.check_mode(claim.mode)?;
         fits(&claim.published())?;
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
-        let (shared, ours) = (&self.shared, Ours { lease, claim });
+        let shared = &self.shared;
+        shared.entry(lease, claim).await?;
+        let entry = shared.notes().begin(&shared.layout, lease, claim);
+        let ours = Ours { lease, claim, entry: &entry };
         if shared.notes().is_withdrawn(claim.id) {
             // A withdrawal without an answer is made sure of first: it would take away what is granted now.
             shared.withdraw(ours).await?;
@@ -195,7 +198,7 @@ impl LockBackend for Etcd {
         let standing = shared.enter(ours, place).await;
         match &standing {
             // What is refused leaves nothing; of what was never sent there is nothing to take back.
-            Err(error) if error.kind() == ErrorKind::Conflict && shared.notes().claim(claim.id).is_some() => {
+            Err(error) if error.kind() == ErrorKind::Conflict && shared.notes().may_have_something(claim.id) => {
                 if let Err(left) = shared.withdraw(ours).await {
                     return Err(BackendError::new(ErrorKind::Ambiguous, left.message().to_owned()).caused_by(left));
                 }
@@ -209,12 +212,11 @@ impl LockBackend for Etcd {
 
     async fn wait(&self, _: &SessionId, claim: &Claim, since: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
-        let place = shared.notes().claim(claim.id).map(|note| (note.lease, note.awaited.clone()));
+        let place = shared.notes().claim(claim.id).map(|note| (note.entry.clone(), note.awaited.clone()));
         // Asking anew finds out what we do not know.
-        let Some((lease, awaited)) = place.filter(|(_, awaited)| !awaited.is_empty()) else {
+        let Some((own, awaited)) = place.filter(|(_, awaited)| !awaited.is_empty()) else {
             return Ok(Woken { cursor: since, hint: Hint::MaybeFree });
         };
-        let own = shared.layout.entry(lease, claim);
         let asked = shared.asked("waiting for the key", false, &claim.key);
         let deletion = |key: &Vec<u8>| Watched { key: key.clone(), end: None, deletions: true };
         let watched = if awaited.len() < WATCHED_AHEAD {
@@ -243,19 +245,21 @@ impl LockBackend for Etcd {
 
     async fn confirm(&self, session: &SessionId, claim: &Claim, _: Cursor) -> Result<Standing, BackendError> {
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
+        let entry = self.shared.entry(lease, claim).await?;
         let created = self.shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
-        self.shared.stand(Ours { lease, claim }, created).await
+        self.shared.stand(Ours { lease, claim, entry: &entry }, created).await
     }
 
     async fn release(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
         let Some(lease) = Lease::of(session) else { return Ok(Release::NotHeld) };
-        self.shared.withdraw(Ours { lease, claim }).await
+        let entry = self.shared.entry(lease, claim).await?;
+        self.shared.withdraw(Ours { lease, claim, entry: &entry }).await
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, BackendError> {
         let line = self.shared.layout.line(key);
         let asked = self.shared.asked("looking at the key", false, key);
-        let in_line = self.read_all(asked, &line.start, &line.end, SortOrder::Ascend).await?;
+        let in_line = self.shared.read_all(asked, &line.start, &line.end, SortOrder::Ascend).await?;
         let in_line: Vec<Entry> = in_line.into_iter().filter(|entry| entry.is_in(&line.start)).collect();
         let (holders, waiters) = in_line.split_at(holders(&in_line));
         let mut inspection = Inspection::default();
@@ -284,7 +288,9 @@ impl LockBackend for Etcd {
         let published = amended.published();
         fits(&published)?;
         let Some(lease) = Lease::of(session) else { return Ok(false) };
-        let (shared, ours) = (&self.shared, Ours { lease, claim });
+        let shared = &self.shared;
+        let entry = shared.entry(lease, claim).await?;
+        let ours = Ours { lease, claim, entry: &entry };
         let known = shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
         // First in line once, it stays first for as long as its entry is the same.
         let Standing::Held { token } = shared.stand(ours, known).await? else { return Ok(false) };
@@ -296,7 +302,7 @@ impl LockBackend for Etcd {
         let range = shared.layout.under(prefix);
         let asked = Asked { what: "listing the held keys", writes: false, keys: Some((&shared.layout.namespace, prefix)) };
         let mut lines: BTreeMap<Key, Vec<Entry>> = BTreeMap::new();
-        for entry in self.read_all(asked, &range.start, &range.end, SortOrder::Ascend).await? {
+        for entry in self.shared.read_all(asked, &range.start, &range.end, SortOrder::Ascend).await? {
             if let Some(key) = shared.layout.lock_of(&entry).filter(|key| key.as_str().starts_with(prefix)) {
                 lines.entry(key).or_default().push(entry);
             }
@@ -327,7 +333,7 @@ impl LockBackend for Etcd {
         let shared = &self.shared;
         let line = shared.layout.line(key);
         let reading = shared.asked("looking at the key", false, key);
-        let in_line = self.read_all(reading, &line.start, &line.end, SortOrder::Ascend).await?;
+        let in_line = self.shared.read_all(reading, &line.start, &line.end, SortOrder::Ascend).await?;
         let in_line: Vec<Entry> = in_line.into_iter().filter(|entry| entry.is_in(&line.start)).collect();
         let holding = in_line.iter().take(holders(&in_line)).find(|holder| holder.token() == Some(token));
         let Some(holder) = holding else { return Ok(false) };
@@ -357,7 +363,7 @@ impl LockBackend for Etcd {
     /// The name of the claim's entry and the revision at which it was made: `Compare::create_revision(key, CompareOp::Equal, revision)`.
     fn ownership(&self, session: &SessionId, granted: &Granted) -> Result<Ownership, BackendError> {
         let lease = Lease::of(session).unwrap_or(Lease(0));
-        let entry = self.shared.layout.entry(lease, &granted.claim);
+        let entry = self.shared.notes().entry(&self.shared.layout, lease, &granted.claim);
         Ok(Ownership::new(String::from_utf8_lossy(&entry), session.clone(), granted.token.get()))
     }
 
@@ -367,25 +373,6 @@ impl LockBackend for Etcd {
 }
 
 impl Etcd {
-    /// A whole range in the order of creation, page by page as of one revision.
-    async fn read_all(&self, asked: Asked<'_>, start: &[u8], end: &[u8], order: SortOrder) -> Result<Vec<Entry>, BackendError> {
-        let (mut all, mut revision, mut seam, mut from) = (Vec::<Entry>::new(), 0, Seam::default(), 0);
-        loop {
-            let options = by_creation(end, order, PAGE).with_revision(revision).with_min_create_revision(from);
-            let Ok(mut page) = self.shared.api.page(asked, start, options).await? else {
-                let message = format!("{}: etcd forgot what was being read (compaction)", asked.what);
-                return Err(BackendError::new(ErrorKind::Transient, message));
-            };
-            let next = seam.join(asked, &mut page.found)?;
-            all.extend(page.found.entries);
-            match next {
-                Some(next) => from = next,
-                None => return Ok(all),
-            }
-            revision = if revision == 0 { page.revision } else { revision };
-        }
-    }
-
     /// The present revision, from a linearizable read.
     async fn now(&self, asked: Asked<'_>, key: &[u8]) -> Result<Cursor, BackendError> {
         let options = GetOptions::new().with_count_only();
@@ -397,7 +384,7 @@ impl Etcd {
     async fn claim_disturbed(&self, lease: Lease, granted: &Granted, since: Cursor) -> Result<Cursor, BackendError> {
         let shared = &self.shared;
         let asked = shared.asked("watching the held key", false, &granted.claim.key);
-        let entry = shared.layout.entry(lease, &granted.claim);
+        let entry = shared.entry(lease, &granted.claim).await?;
         let ours = |seen: &Entry| seen.token() == Some(granted.token) && seen.lease == lease.0;
         let mut since = Cursor(since.0.max(granted.token.get()));
         let watched = [Watched { key: entry.clone(), end: None, deletions: false }];
@@ -444,7 +431,7 @@ impl Etcd {
             };
             let Ok(changes) = changes else { return Ok(since) };
             // Our own release of it is no news of the session.
-            if shared.notes().is_held(lease, &entry) {
+            if shared.notes().is_held(lease, &entry, created) {
                 return Ok(latest(since, &changes));
             }
         }

@@ -109,7 +109,8 @@ impl Endpoints {
                 return Ok(connected);
             }
             let patience = Patience { endpoints: self, place, since: Instant::now() };
-            let connecting = timeout(self.limit, self.dial(endpoint)).await;
+            // Apart, since every call carries what this takes, and hardly one connects.
+            let connecting = timeout(self.limit, Box::pin(self.dial(endpoint))).await;
             std::mem::forget(patience);
             let unreachable = |source| {
                 self.leave(place);

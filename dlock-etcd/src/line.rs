@@ -14,7 +14,7 @@ use crate::ahead::{Ahead, no_conflict, window};
 use crate::api::{Api, Found, Refusal, Reply, by_creation, unexpected};
 use crate::classify::{Asked, is_full};
 use crate::notes::Notes;
-use crate::wire::{Entry, Layout, Lease, json};
+use crate::wire::{Layout, Lease, json, token};
 
 /// What all clones of a backend share.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
 pub(crate) struct Ours<'a> {
     pub(crate) lease: Lease,
     pub(crate) claim: &'a Claim,
+    /// The name of its entry.
+    pub(crate) entry: &'a [u8],
 }
 
 impl Shared {
@@ -44,6 +46,20 @@ impl Shared {
         Asked { what, writes, keys: Some((&self.layout.namespace, key.as_str())) }
     }
 
+    /// The name of a claim's entry: as it is known here, or as the store has it if it may have been made elsewhere.
+    pub(crate) async fn entry(&self, lease: Lease, claim: &Claim) -> Result<Vec<u8>, BackendError> {
+        if self.notes().may_have_forgotten(lease, claim.id) {
+            let asked = self.asked("looking for the claim", false, &claim.key);
+            let (line, own) = (self.layout.line(&claim.key), self.layout.of_session(lease, &claim.key));
+            let all = self.read_all(asked, &own.start, &own.end, SortOrder::Ascend).await?;
+            let found = all.into_iter().find(|entry| entry.claim() == Some(claim.id) && entry.is_in(&line.start));
+            if let Some(found) = found {
+                self.notes().found(lease, claim.id, found.key);
+            }
+        }
+        Ok(self.notes().entry(&self.layout, lease, claim))
+    }
+
     /// Puts the claim's entry into the line, or finds it there.
     pub(crate) async fn enter(&self, ours: Ours<'_>, place: Place) -> Result<Standing, BackendError> {
         match place {
@@ -54,39 +70,59 @@ impl Shared {
     }
 
     async fn queue(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
-        let Ours { lease, claim } = ours;
+        let Ours { claim, entry, .. } = ours;
+        if !self.notes().is_contended(&claim.key)
+            && let Some(standing) = self.enter_first(ours).await?
+        {
+            return Ok(standing);
+        }
         let asked = self.asked("claiming the key", true, &claim.key);
-        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
+        let line = self.layout.line(&claim.key);
         let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
         let first = by_creation(&line.end, SortOrder::Ascend, 1);
-        let then =
-            [put(ours, &entry), TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
-        let txn = Txn::new().when(self.fresh(ours, &entry)).and_then(then).or_else(self.found_already(ours, &entry));
+        let then = [put(ours), TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
+        let txn = Txn::new().when(self.fresh(ours)).and_then(then).or_else(self.found_already(ours));
         let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         if !reply.succeeded {
             return self.already(ours, reply).await;
         }
         let created = reply.revision;
+        self.notes().entered(claim.id, created);
         _ = reply.next();
         let (mut nearest, first) = (reply.next(), reply.next());
         // The line is seen with our own entry at its end.
         nearest.entries.retain(|other| other.key != entry);
         let ahead = self.ahead(claim, nearest, first, true).await.map_err(placed)?;
+        if ahead.awaited.is_empty() {
+            self.notes().found_free(&claim.key);
+        }
         self.stands(ours, created, reply.revision, ahead)
+    }
+
+    /// Puts the claim's entry into an empty line; `None` where it is not empty, or the claim was sent before. Half the work for etcd of entering a line and
+    /// looking at it, so a second request is worth its while where somebody turns out to be there.
+    async fn enter_first(&self, ours: Ours<'_>) -> Result<Option<Standing>, BackendError> {
+        let key = &ours.claim.key;
+        let txn = Txn::new().when(self.nobody(ours)).and_then([put(ours)]);
+        let Some(reply) = self.send(self.asked("claiming the key", true, key), ours, txn).await? else {
+            return Ok(Some(Standing::SessionGone));
+        };
+        if reply.succeeded {
+            return self.stands(ours, reply.revision, reply.revision, Ahead::nobody()).map(Some);
+        }
+        self.notes().found_contended(key);
+        Ok(None)
     }
 
     /// Takes the key if nobody is in line, and leaves nothing otherwise: a refused attempt writes nothing.
     async fn attempt(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
-        let Ours { lease, claim } = ours;
+        let claim = ours.claim;
         let asked = self.asked("claiming the key", true, &claim.key);
-        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
-        let empty = Compare::create_revision(line.start.as_slice(), CompareOp::Equal, 0).with_range(line.end.as_slice());
-        let mut conditions = self.fresh(ours, &entry);
-        conditions.push(empty);
+        let line = self.layout.line(&claim.key);
         let first = by_creation(&line.end, SortOrder::Ascend, window(claim.mode));
-        let mut otherwise = self.found_already(ours, &entry);
+        let mut otherwise = self.found_already(ours);
         otherwise.push(TxnOp::get(line.start.as_slice(), Some(first)));
-        let txn = Txn::new().when(conditions).and_then([put(ours, &entry)]).or_else(otherwise);
+        let txn = Txn::new().when(self.nobody(ours)).and_then([put(ours)]).or_else(otherwise);
         let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         let revision = reply.revision;
         if reply.succeeded {
@@ -106,13 +142,13 @@ impl Shared {
 
     /// Takes the key if those in line leave room, and leaves nothing otherwise: looks, and enters if nobody came since.
     async fn attempt_beside(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
-        let Ours { lease, claim } = ours;
+        let claim = ours.claim;
         let asked = self.asked("claiming the key", true, &claim.key);
-        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
+        let line = self.layout.line(&claim.key);
         for _ in 0..3 {
             let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
             let first = by_creation(&line.end, SortOrder::Ascend, 1);
-            let mut look = self.found_already(ours, &entry);
+            let mut look = self.found_already(ours);
             look.extend([TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))]);
             let looking = Asked { writes: false, ..asked };
             let mut seen = self.api.txn(looking, Txn::new().and_then(look)).await?.map_err(|gone| unexpected(looking, gone))?;
@@ -125,10 +161,10 @@ impl Shared {
                 let holder = ahead.first.map(|first| first.holder());
                 return Ok(Standing::Busy { holder, cursor: cursor(seen.revision) });
             }
-            let mut conditions = self.fresh(ours, &entry);
+            let mut conditions = self.fresh(ours);
             let nobody_since = Compare::create_revision(line.start.as_slice(), CompareOp::Less, seen.revision + 1);
             conditions.push(nobody_since.with_range(line.end.as_slice()));
-            let txn = Txn::new().when(conditions).and_then([put(ours, &entry)]);
+            let txn = Txn::new().when(conditions).and_then([put(ours)]);
             let Some(reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
             if reply.succeeded {
                 return self.stands(ours, reply.revision, reply.revision, Ahead::nobody());
@@ -147,9 +183,9 @@ impl Shared {
 
     /// How an entry that was made at this revision stands, from one linearizable read; of an unknown revision, from one more.
     pub(crate) async fn stand(&self, ours: Ours<'_>, created: Option<i64>) -> Result<Standing, BackendError> {
-        let Ours { lease, claim } = ours;
+        let Ours { lease, claim, entry } = ours;
         let asked = self.asked("looking for the place in line", false, &claim.key);
-        let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
+        let line = self.layout.line(&claim.key);
         let mut created = created;
         // The entry changes its revision only if somebody deletes it and a copy of the claim makes it anew.
         for _ in 0..3 {
@@ -158,8 +194,8 @@ impl Shared {
             let nearest = before(by_creation(&line.end, SortOrder::Descend, window(claim.mode))).with_keys_only();
             let first = before(by_creation(&line.end, SortOrder::Ascend, 1));
             let then = [TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
-            let otherwise = [TxnOp::get(entry.as_slice(), Some(GetOptions::new().with_keys_only()))];
-            let same = Compare::create_revision(entry.as_slice(), CompareOp::Equal, known);
+            let otherwise = [TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))];
+            let same = Compare::create_revision(entry, CompareOp::Equal, known);
             // Zero is the revision of what is not there.
             let txn =
                 if known > 0 { Txn::new().when([same]).and_then(then).or_else(otherwise) } else { Txn::new().and_then(otherwise) };
@@ -184,22 +220,21 @@ impl Shared {
     /// Writes what others read into the entry of a claim that holds its key; `false` when it is not the entry of this grant any more.
     pub(crate) async fn rewrite(
         &self,
-        Ours { lease, claim }: Ours<'_>,
+        Ours { lease, claim, entry }: Ours<'_>,
         token: FencingToken,
         published: &Metadata,
     ) -> Result<bool, BackendError> {
         let asked = self.asked("changing the metadata", true, &claim.key);
-        let entry = self.layout.entry(lease, claim);
         for _ in 0..3 {
-            let read = Txn::new().and_then([TxnOp::get(entry.as_slice(), Some(GetOptions::new().with_keys_only()))]);
+            let read = Txn::new().and_then([TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))]);
             let mut reply =
                 self.api.txn(Asked { writes: false, ..asked }, read).await?.map_err(|refusal| unexpected(asked, refusal))?;
             let found = reply.next();
             let Some(now) = found.entries.first().filter(|entry| entry.token() == Some(token)) else { return Ok(false) };
             // A copy that arrives after a later one finds the entry written since.
-            let same = Compare::mod_revision(entry.as_slice(), CompareOp::Equal, now.written);
+            let same = Compare::mod_revision(entry, CompareOp::Equal, now.written);
             // A put without the lease would detach the entry from it.
-            let put = TxnOp::put(entry.as_slice(), json(published), Some(PutOptions::new().with_lease(lease.0)));
+            let put = TxnOp::put(entry, json(published), Some(PutOptions::new().with_lease(lease.0)));
             match self.api.txn(asked, Txn::new().when([same]).and_then([put])).await? {
                 Ok(reply) if reply.succeeded => return Ok(true),
                 Ok(_) => {}
@@ -212,23 +247,25 @@ impl Shared {
 
     /// Takes the claim's entry out of the line, and keeps out what is still under way of it.
     pub(crate) async fn withdraw(&self, ours: Ours<'_>) -> Result<Release, BackendError> {
-        let Ours { lease, claim } = ours;
+        let Ours { lease, claim, entry } = ours;
         let asked = self.asked("releasing the key", true, &claim.key);
-        let entry = self.layout.entry(lease, claim);
-        // The entry's name is this claim's alone, so that deleting it by name is deleting it and nothing else.
-        let mut operations = vec![TxnOp::delete(entry.as_slice(), None)];
-        let fenced = {
+        let (created, fenced) = {
             let mut notes = self.notes();
-            notes.releasing(claim.id);
-            notes.may_arrive(claim.id)
+            (notes.releasing(claim.id), notes.may_arrive(claim.id))
         };
+        if let Some(released) = self.delete(asked, ours, created).await? {
+            return Ok(released);
+        }
+        // Whatever has the entry's name is this claim's, and no other claim ever gets that name.
+        self.notes().spend(claim.id);
+        let mut operations = vec![TxnOp::delete(entry, None)];
         #[cfg(dlock_planted)]
         let fenced = fenced && !Bug::NoTombstone.is_on();
         if fenced {
             let tombstone = self.layout.tombstone(lease, claim);
             operations.push(TxnOp::put(tombstone, "", Some(PutOptions::new().with_lease(lease.0))));
         }
-        let without_tombstone = || Txn::new().and_then([TxnOp::delete(entry.as_slice(), None)]);
+        let without_tombstone = || Txn::new().and_then([TxnOp::delete(entry, None)]);
         let answer = self.api.txn(asked, Txn::new().and_then(operations)).await;
         if fenced
             && let Err(full) = &answer
@@ -249,14 +286,33 @@ impl Shared {
         Ok(if reply.next().count > 0 { Release::Released } else { Release::NotHeld })
     }
 
+    /// Deletes the entry that was made at this revision, and no later one of its name; `None` where it is not known, or is not there.
+    async fn delete(&self, asked: Asked<'_>, ours: Ours<'_>, created: Option<i64>) -> Result<Option<Release>, BackendError> {
+        let Some(created) = created else { return Ok(None) };
+        let entry = ours.entry;
+        let same = Compare::create_revision(entry, CompareOp::Equal, created);
+        let txn = Txn::new().when([same]).and_then([TxnOp::delete(entry, None)]);
+        let reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
+        if !reply.succeeded {
+            return Ok(None);
+        }
+        self.notes().forget(ours.claim.id);
+        Ok(Some(Release::Released))
+    }
+
     /// The conditions under which a claim may make its entry: there is none, and it was not released.
-    pub(crate) fn fresh(&self, Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> Vec<Compare> {
-        let absent = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
+    pub(crate) fn fresh(&self, Ours { lease, claim, entry }: Ours<'_>) -> Vec<Compare> {
         vec![absent(entry.to_vec()), absent(self.layout.tombstone(lease, claim))]
     }
 
+    /// The conditions under which a claim that makes its entry holds its key: nobody is in line, and it was not released.
+    pub(crate) fn nobody(&self, Ours { lease, claim, .. }: Ours<'_>) -> Vec<Compare> {
+        let line = self.layout.line(&claim.key);
+        vec![absent(line.start).with_range(line.end), absent(self.layout.tombstone(lease, claim))]
+    }
+
     /// What to read where those conditions are not met.
-    fn found_already(&self, Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> Vec<TxnOp> {
+    fn found_already(&self, Ours { lease, claim, entry }: Ours<'_>) -> Vec<TxnOp> {
         let tombstone = self.layout.tombstone(lease, claim);
         vec![
             TxnOp::get(entry, Some(GetOptions::new().with_keys_only())),
@@ -279,7 +335,7 @@ impl Shared {
 
     /// Sends what may make the claim's entry, and keeps account of whether it was answered; `None` when the session is gone.
     async fn send(&self, asked: Asked<'_>, ours: Ours<'_>, txn: Txn) -> Result<Option<Reply>, BackendError> {
-        let mut copy = Copy::sent(self, ours);
+        let mut copy = Copy::sent(self, ours.claim.id);
         let answer = self.api.txn(asked, txn).await;
         copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
         drop(copy);
@@ -295,17 +351,15 @@ impl Shared {
 
     /// How an entry stands that has these ahead of it.
     fn stands(&self, ours: Ours<'_>, created: i64, revision: i64, ahead: Ahead) -> Result<Standing, BackendError> {
-        let entry = self.layout.entry(ours.lease, ours.claim);
         if !ahead.awaited.is_empty() {
             self.notes().placed(ours.claim.id, created, ahead.awaited);
             let holder = ahead.first.map(|first| first.holder());
             return Ok(Standing::Waiting { cursor: cursor(revision), ahead: ahead.count, holder });
         }
-        let own = Entry { key: entry, lease: ours.lease.0, created, written: created, value: Vec::new() };
-        let Some(token) = own.token() else {
+        let Some(token) = token(created) else {
             return Err(BackendError::new(ErrorKind::Ambiguous, "claiming the key: etcd answered without a revision"));
         };
-        self.notes().granted(ours.claim.id, created, own.key);
+        self.notes().granted(ours.claim.id, created);
         self.granted.notify_waiters();
         Ok(Standing::Held { token })
     }
@@ -319,9 +373,9 @@ pub(crate) struct Copy<'a> {
 }
 
 impl<'a> Copy<'a> {
-    pub(crate) fn sent(shared: &'a Shared, Ours { lease, claim }: Ours<'_>) -> Self {
-        shared.notes().sent(lease, claim.id);
-        Self { shared, claim: claim.id, answered: false }
+    pub(crate) fn sent(shared: &'a Shared, claim: ClaimId) -> Self {
+        shared.notes().sent(claim);
+        Self { shared, claim, answered: false }
     }
 }
 
@@ -331,7 +385,11 @@ impl Drop for Copy<'_> {
     }
 }
 
-pub(crate) fn put(Ours { lease, claim }: Ours<'_>, entry: &[u8]) -> TxnOp {
+fn absent(key: Vec<u8>) -> Compare {
+    Compare::create_revision(key, CompareOp::Equal, 0)
+}
+
+pub(crate) fn put(Ours { lease, claim, entry }: Ours<'_>) -> TxnOp {
     TxnOp::put(entry, json(&claim.published()), Some(PutOptions::new().with_lease(lease.0)))
 }
 

@@ -1,24 +1,60 @@
 //! What this process knows of its sessions and claims. Forgetting costs a request and is always safe.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use dlock_core::ClaimId;
+use dlock_core::{Claim, ClaimId, Key};
 
-use crate::wire::Lease;
+use crate::wire::{Layout, Lease};
 
 /// The knowledge of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
-    /// What each lease was granted for; a renewal does not say it.
-    ttls: HashMap<Lease, Duration>,
+    leases: HashMap<Lease, LeaseNote>,
     claims: HashMap<ClaimId, ClaimNote>,
+    /// The keys at which somebody was in line when this process came to them last.
+    contended: HashSet<Key>,
+}
+
+/// So many keys are remembered as contended.
+const CONTENDED: usize = 1024;
+
+/// What is known of a session.
+#[derive(Debug, Default)]
+struct LeaseNote {
+    /// What it was granted for; a renewal does not say it.
+    ttl: Option<Duration>,
+    /// The seats of a session that was opened here. Of another, some may be taken.
+    seats: Option<Seats>,
+}
+
+/// The numbers by which a session tells its entries apart.
+///
+/// etcd keeps the name of a key that was deleted until the next compaction, and walks over it whenever it looks at the line. So a claim takes the
+/// place of an earlier one wherever nothing of that can be under way any more.
+#[derive(Debug, Default)]
+struct Seats {
+    drawn: u32,
+    free: Vec<u32>,
+}
+
+impl Seats {
+    fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.drawn += 1;
+            self.drawn
+        })
+    }
 }
 
 /// What is known of a claim of ours.
 #[derive(Clone, Debug)]
 pub(crate) struct ClaimNote {
     pub(crate) lease: Lease,
+    /// The name of its entry.
+    pub(crate) entry: Vec<u8>,
+    /// The seat that the entry is named after, unless something sent about it may still arrive when the claim is done.
+    seat: Option<u32>,
     /// How many copies of it are under way.
     under_way: usize,
     /// A copy of it was never answered and may arrive later.
@@ -27,32 +63,87 @@ pub(crate) struct ClaimNote {
     pub(crate) created: Option<i64>,
     /// The entries ahead of it one of which must go before it can hold, when it was last looked; none of a holder.
     pub(crate) awaited: Vec<Vec<u8>>,
-    /// Its entry, once it was granted.
-    pub(crate) held: Option<Vec<u8>>,
+    /// It was granted, and nobody released it.
+    held: bool,
     /// Its withdrawal was sent: what comes late of that takes the entry away, whatever became of the claim since.
     withdrawn: bool,
 }
 
 impl Notes {
+    /// The session was opened here.
     pub(crate) fn opened(&mut self, lease: Lease, ttl: Duration) {
-        self.ttls.insert(lease, ttl);
+        self.leases.insert(lease, LeaseNote { ttl: Some(ttl), seats: Some(Seats::default()) });
+    }
+
+    /// The session was renewed, and is granted for so long.
+    pub(crate) fn renewed(&mut self, lease: Lease, ttl: Duration) {
+        self.leases.entry(lease).or_default().ttl = Some(ttl);
     }
 
     pub(crate) fn ttl(&self, lease: Lease) -> Option<Duration> {
-        self.ttls.get(&lease).copied()
+        self.leases.get(&lease)?.ttl
+    }
+
+    /// Whether an entry of a claim that nothing is known of may be there, under whichever name.
+    pub(crate) fn may_have_forgotten(&self, lease: Lease, claim: ClaimId) -> bool {
+        let opened_here = self.leases.get(&lease).is_some_and(|note| note.seats.is_some());
+        !opened_here && !self.claims.contains_key(&claim)
+    }
+
+    /// Whether somebody was in line when this process came to the key last.
+    pub(crate) fn is_contended(&self, key: &Key) -> bool {
+        self.contended.contains(key)
+    }
+
+    pub(crate) fn found_contended(&mut self, key: &Key) {
+        if self.contended.len() == CONTENDED {
+            self.contended.clear();
+        }
+        self.contended.insert(key.clone());
+    }
+
+    pub(crate) fn found_free(&mut self, key: &Key) {
+        self.contended.remove(key);
     }
 
     /// The lease is gone, and all that hung on it.
     pub(crate) fn drop_lease(&mut self, lease: Lease) {
-        self.ttls.remove(&lease);
+        self.leases.remove(&lease);
         self.claims.retain(|_, note| note.lease != lease);
     }
 
+    /// The name of the claim's entry, which it keeps until it is forgotten.
+    pub(crate) fn begin(&mut self, layout: &Layout, lease: Lease, claim: &Claim) -> Vec<u8> {
+        if let Some(note) = self.claims.get(&claim.id) {
+            return note.entry.clone();
+        }
+        let seats = self.leases.get_mut(&lease).and_then(|note| note.seats.as_mut());
+        let seat = seats.map(Seats::take);
+        let entry = match seat {
+            Some(seat) => layout.entry(lease, claim, &seat),
+            None => layout.entry(lease, claim, &claim.id),
+        };
+        self.claims.insert(claim.id, ClaimNote::new(lease, entry.clone(), seat));
+        entry
+    }
+
+    /// The name of the claim's entry, if it has one. A name that is not known is never that of another claim.
+    pub(crate) fn entry(&self, layout: &Layout, lease: Lease, claim: &Claim) -> Vec<u8> {
+        let note = self.claims.get(&claim.id).filter(|note| note.lease == lease);
+        note.map_or_else(|| layout.entry(lease, claim, &claim.id), |note| note.entry.clone())
+    }
+
+    /// The claim was found under this name; nothing else is known of it.
+    pub(crate) fn found(&mut self, lease: Lease, claim: ClaimId, entry: Vec<u8>) {
+        let note = ClaimNote { unanswered: true, ..ClaimNote::new(lease, entry, None) };
+        self.claims.insert(claim, note);
+    }
+
     /// A copy of the claim is about to be sent.
-    pub(crate) fn sent(&mut self, lease: Lease, claim: ClaimId) {
-        let fresh =
-            ClaimNote { lease, under_way: 0, unanswered: false, created: None, awaited: Vec::new(), held: None, withdrawn: false };
-        self.claims.entry(claim).or_insert(fresh).under_way += 1;
+    pub(crate) fn sent(&mut self, claim: ClaimId) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            note.under_way += 1;
+        }
     }
 
     /// That copy was answered, or will never be.
@@ -67,6 +158,13 @@ impl Notes {
         self.claims.get(&claim)
     }
 
+    /// The claim has an entry of this revision.
+    pub(crate) fn entered(&mut self, claim: ClaimId, created: i64) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            note.created = Some(created);
+        }
+    }
+
     /// The claim has an entry of this revision, and waits for one of these to go.
     pub(crate) fn placed(&mut self, claim: ClaimId, created: i64, awaited: Vec<Vec<u8>>) {
         if let Some(note) = self.claims.get_mut(&claim) {
@@ -75,15 +173,25 @@ impl Notes {
     }
 
     /// The claim was granted.
-    pub(crate) fn granted(&mut self, claim: ClaimId, created: i64, entry: Vec<u8>) {
+    pub(crate) fn granted(&mut self, claim: ClaimId, created: i64) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.created, note.awaited, note.held) = (Some(created), Vec::new(), Some(entry));
+            (note.created, note.awaited, note.held) = (Some(created), Vec::new(), true);
         }
     }
 
     /// The claim has nothing, and nothing of it is under way.
     pub(crate) fn forget(&mut self, claim: ClaimId) {
-        self.claims.remove(&claim);
+        let Some(ClaimNote { lease, seat: Some(seat), under_way: 0, unanswered: false, .. }) = self.claims.remove(&claim) else {
+            return;
+        };
+        if let Some(seats) = self.leases.get_mut(&lease).and_then(|note| note.seats.as_mut()) {
+            seats.free.push(seat);
+        }
+    }
+
+    /// Whether the claim may have an entry, now or later.
+    pub(crate) fn may_have_something(&self, claim: ClaimId) -> bool {
+        self.may_arrive(claim) || self.claims.get(&claim).is_some_and(|note| note.created.is_some())
     }
 
     /// A copy of the claim left nothing at the store. It is remembered if another has an entry there, or may still arrive.
@@ -100,19 +208,30 @@ impl Notes {
 
     /// An entry that the session holds, of all that it holds, and its revision.
     pub(crate) fn held_by(&self, lease: Lease) -> Option<(Vec<u8>, i64)> {
-        let held = self.claims.values().filter(|note| note.lease == lease);
-        held.filter_map(|note| Some((note.held.clone()?, note.created?))).min()
+        let held = self.claims.values().filter(|note| note.lease == lease && note.held);
+        let (entry, created) = held.filter_map(|note| Some((&note.entry, note.created?))).min()?;
+        Some((entry.clone(), created))
     }
 
-    /// Whether the session holds this entry, as far as we know.
-    pub(crate) fn is_held(&self, lease: Lease, entry: &[u8]) -> bool {
-        self.claims.values().any(|note| note.lease == lease && note.held.as_deref() == Some(entry))
+    /// Whether the session holds this entry since that revision, as far as we know.
+    pub(crate) fn is_held(&self, lease: Lease, entry: &[u8], created: i64) -> bool {
+        let is_it = |note: &ClaimNote| note.held && note.lease == lease && note.created == Some(created) && note.entry == entry;
+        self.claims.values().any(is_it)
     }
 
-    /// The release of a claim is about to be sent: what becomes of its entry from now on is our own doing.
-    pub(crate) fn releasing(&mut self, claim: ClaimId) {
+    /// The release of a claim is about to be sent: what becomes of its entry from now on is our own doing. The revision of the entry that is to be
+    /// deleted, where that is known for sure.
+    pub(crate) fn releasing(&mut self, claim: ClaimId) -> Option<i64> {
+        let may_arrive = self.may_arrive(claim);
+        let note = self.claims.get_mut(&claim)?;
+        (note.held, note.withdrawn) = (false, true);
+        note.created.filter(|_| !may_arrive)
+    }
+
+    /// Whatever has the name of the claim's entry is about to be deleted, perhaps late: no other claim may ever have it.
+    pub(crate) fn spend(&mut self, claim: ClaimId) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.held, note.withdrawn) = (None, true);
+            note.seat = None;
         }
     }
 
@@ -122,17 +241,52 @@ impl Notes {
     }
 }
 
+impl ClaimNote {
+    fn new(lease: Lease, entry: Vec<u8>, seat: Option<u32>) -> Self {
+        let (under_way, unanswered, created, awaited) = (0, false, None, Vec::new());
+        Self { lease, entry, seat, under_way, unanswered, created, awaited, held: false, withdrawn: false }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use dlock_core::Mode;
+
     use super::*;
 
     const LEASE: Lease = Lease(7);
     const CLAIM: ClaimId = ClaimId::from_bits(1);
+    const LONG: Duration = Duration::from_secs(2);
+
+    fn layout() -> Layout {
+        Layout { namespace: String::new() }
+    }
+
+    fn claim(bits: u128) -> Claim {
+        let (id, key) = (ClaimId::from_bits(bits), Key::new("k").unwrap());
+        Claim { id, key, mode: Mode::Exclusive, owner: "".into(), acquired_at: "".into(), metadata: None }
+    }
+
+    fn begin(notes: &mut Notes, bits: u128) -> String {
+        String::from_utf8(notes.begin(&layout(), LEASE, &claim(bits))).unwrap()
+    }
+
+    /// One whole life: sent and answered, granted, released.
+    fn lives(notes: &mut Notes, bits: u128) -> String {
+        let (id, entry) = (ClaimId::from_bits(bits), begin(notes, bits));
+        notes.sent(id);
+        notes.done(id, true);
+        notes.granted(id, 9);
+        assert_eq!(notes.releasing(id), Some(9));
+        notes.forget(id);
+        entry
+    }
 
     #[test]
     fn a_claim_that_was_answered_every_time_cannot_arrive_later() {
         let mut notes = Notes::default();
-        notes.sent(LEASE, CLAIM);
+        begin(&mut notes, 1);
+        notes.sent(CLAIM);
         assert!(notes.may_arrive(CLAIM), "it is under way");
         notes.done(CLAIM, true);
         assert!(!notes.may_arrive(CLAIM));
@@ -141,8 +295,9 @@ mod tests {
     #[test]
     fn a_claim_that_was_once_not_answered_can_arrive_for_ever() {
         let mut notes = Notes::default();
+        begin(&mut notes, 1);
         for answered in [false, true] {
-            notes.sent(LEASE, CLAIM);
+            notes.sent(CLAIM);
             notes.done(CLAIM, answered);
         }
         assert!(notes.may_arrive(CLAIM));
@@ -158,12 +313,13 @@ mod tests {
     #[test]
     fn a_claim_that_was_withdrawn_stays_so_until_it_is_forgotten() {
         let mut notes = Notes::default();
-        notes.sent(LEASE, CLAIM);
+        begin(&mut notes, 1);
+        notes.sent(CLAIM);
         notes.done(CLAIM, true);
         notes.placed(CLAIM, 9, vec![b"k/7.0".to_vec()]);
         assert!(!notes.is_withdrawn(CLAIM));
         notes.releasing(CLAIM);
-        notes.granted(CLAIM, 9, b"k/7.1".to_vec());
+        notes.granted(CLAIM, 9);
         assert!(notes.is_withdrawn(CLAIM), "its withdrawal may still arrive");
         notes.forget(CLAIM);
         assert!(!notes.is_withdrawn(CLAIM));
@@ -172,13 +328,62 @@ mod tests {
     #[test]
     fn a_lease_takes_its_claims_along() {
         let mut notes = Notes::default();
-        notes.opened(LEASE, Duration::from_secs(2));
-        notes.sent(LEASE, CLAIM);
-        notes.done(CLAIM, true);
-        notes.granted(CLAIM, 9, b"k/7.1".to_vec());
-        assert_eq!((notes.held_by(LEASE), notes.ttl(LEASE)), (Some((b"k/7.1".to_vec(), 9)), Some(Duration::from_secs(2))));
+        notes.opened(LEASE, LONG);
+        let entry = begin(&mut notes, 1).into_bytes();
+        notes.granted(CLAIM, 9);
+        assert!(notes.is_held(LEASE, &entry, 9) && !notes.is_held(LEASE, &entry, 8), "another of the same name is not it");
+        assert_eq!((notes.held_by(LEASE), notes.ttl(LEASE)), (Some((entry, 9)), Some(LONG)));
         notes.drop_lease(LEASE);
         assert_eq!((notes.held_by(LEASE), notes.ttl(LEASE)), (None, None));
         assert!(notes.claim(CLAIM).is_none());
+    }
+
+    #[test]
+    fn a_claim_takes_the_place_of_one_that_is_done() {
+        let mut notes = Notes::default();
+        notes.opened(LEASE, LONG);
+        assert_eq!((begin(&mut notes, 1), begin(&mut notes, 2)), ("k/7.1".to_owned(), "k/7.2".to_owned()));
+        assert_eq!(begin(&mut notes, 1), "k/7.1", "it keeps its name");
+        assert_eq!([lives(&mut notes, 3), lives(&mut notes, 4)], ["k/7.3", "k/7.3"]);
+        notes.left_nothing(ClaimId::from_bits(1));
+        assert_eq!(begin(&mut notes, 5), "k/7.1", "what was refused leaves its place too");
+    }
+
+    #[test]
+    fn a_name_is_spent_with_whatever_of_it_may_still_arrive() {
+        let mut notes = Notes::default();
+        notes.opened(LEASE, LONG);
+        let (copy, withdrawal, unsent) = (ClaimId::from_bits(1), ClaimId::from_bits(2), ClaimId::from_bits(3));
+        begin(&mut notes, 1);
+        notes.sent(copy);
+        notes.done(copy, false);
+        notes.granted(copy, 9);
+        assert_eq!(notes.releasing(copy), None, "another entry may be made");
+        begin(&mut notes, 2);
+        notes.sent(withdrawal);
+        notes.done(withdrawal, true);
+        assert_eq!(notes.releasing(withdrawal), None, "its revision is not known");
+        notes.spend(withdrawal);
+        begin(&mut notes, 3);
+        for id in [copy, withdrawal] {
+            notes.forget(id);
+        }
+        assert_eq!(begin(&mut notes, 4), "k/7.4");
+        notes.forget(unsent);
+        assert_eq!(begin(&mut notes, 5), "k/7.3");
+    }
+
+    #[test]
+    fn a_name_that_is_not_known_is_never_that_of_another_claim() {
+        let mut notes = Notes::default();
+        assert!(notes.may_have_forgotten(LEASE, CLAIM));
+        let by_id = "k/7.00000000000000000000000000000001";
+        assert_eq!(begin(&mut notes, 1), by_id, "of a session that was opened elsewhere, seats may be taken");
+        assert!(!notes.may_have_forgotten(LEASE, CLAIM));
+        notes.drop_lease(LEASE);
+        notes.opened(LEASE, LONG);
+        assert!(!notes.may_have_forgotten(LEASE, CLAIM));
+        lives(&mut notes, 1);
+        assert_eq!(notes.entry(&layout(), LEASE, &claim(1)), by_id.as_bytes());
     }
 }

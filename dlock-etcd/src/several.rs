@@ -1,15 +1,15 @@
 //! Several keys in one transaction.
 
-use dlock_core::{BackendError, Claim, ErrorKind, FencingToken, Together};
-use etcd_client::{Compare, CompareOp, SortOrder, Txn, TxnOp};
+use dlock_core::{BackendError, Claim, ErrorKind, Together};
+use etcd_client::{SortOrder, Txn, TxnOp};
 
 use crate::ahead::{no_conflict, window};
 use crate::api::{Refusal, by_creation, unexpected};
 use crate::classify::is_full;
 use crate::line::{Copy, Ours, Shared, put};
-use crate::wire::Lease;
+use crate::wire::{Lease, token};
 
-/// So many keys are taken at once: each takes three of the 128 conditions, and one of the 128 operations, that etcd has in a transaction.
+/// So many keys are taken at once: each takes two of the 128 conditions, and one of the 128 operations, that etcd has in a transaction.
 pub(crate) const MOST: usize = 40;
 
 impl Shared {
@@ -17,16 +17,20 @@ impl Shared {
     pub(crate) async fn claim_all(&self, lease: Lease, claims: &[Claim]) -> Result<Together, BackendError> {
         let Some(first) = claims.first() else { return Ok(Together::Held { tokens: Vec::new() }) };
         let asked = self.asked("claiming several keys", true, &first.key);
-        let ours = |claim| Ours { lease, claim };
-        let (mut conditions, mut puts, mut looks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut entries = Vec::new();
         for claim in claims {
-            let (entry, line) = (self.layout.entry(lease, claim), self.layout.line(&claim.key));
-            conditions.extend(self.fresh(ours(claim), &entry));
-            conditions.push(Compare::create_revision(line.start.as_slice(), CompareOp::Equal, 0).with_range(line.end.as_slice()));
-            puts.push(put(ours(claim), &entry));
-            looks.push(TxnOp::get(line.start, Some(by_creation(&line.end, SortOrder::Ascend, window(claim.mode)))));
+            self.entry(lease, claim).await?;
+            entries.push(self.notes().begin(&self.layout, lease, claim));
         }
-        let mut copies: Vec<_> = claims.iter().map(|claim| Copy::sent(self, ours(claim))).collect();
+        let ours: Vec<_> = claims.iter().zip(&entries).map(|(claim, entry)| Ours { lease, claim, entry }).collect();
+        let (mut conditions, mut puts, mut looks) = (Vec::new(), Vec::new(), Vec::new());
+        for one in &ours {
+            let line = self.layout.line(&one.claim.key);
+            conditions.extend(self.nobody(*one));
+            puts.push(put(*one));
+            looks.push(TxnOp::get(line.start, Some(by_creation(&line.end, SortOrder::Ascend, window(one.claim.mode)))));
+        }
+        let mut copies: Vec<_> = claims.iter().map(|claim| Copy::sent(self, claim.id)).collect();
         let answer = self.api.txn(asked, Txn::new().when(conditions).and_then(puts).or_else(looks)).await;
         let answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
         for copy in &mut copies {
@@ -42,14 +46,14 @@ impl Shared {
             Err(refusal) => return Err(unexpected(asked, refusal)),
         };
         if reply.succeeded {
-            return self.all_granted(claims.iter().map(|claim| (ours(claim), reply.revision)));
+            return self.all_granted(claims.iter().map(|claim| (claim, reply.revision)));
         }
         let (mut ours_first, mut refused) = (Vec::new(), None);
-        for (place, claim) in claims.iter().enumerate() {
+        for (place, Ours { claim, entry, .. }) in ours.iter().enumerate() {
             let Some(head) = self.head(&claim.key, reply.next()).await? else { continue };
             no_conflict(&claim.key, &head)?;
-            if head.key == self.layout.entry(lease, claim) {
-                ours_first.push((ours(claim), head.created));
+            if head.key == *entry {
+                ours_first.push((*claim, head.created));
             } else if refused.is_none() {
                 refused = Some((place, head.holder()));
             }
@@ -70,13 +74,13 @@ impl Shared {
     }
 
     /// The grants of entries that are first in their lines.
-    fn all_granted<'a>(&self, entries: impl IntoIterator<Item = (Ours<'a>, i64)>) -> Result<Together, BackendError> {
+    fn all_granted<'a>(&self, entries: impl IntoIterator<Item = (&'a Claim, i64)>) -> Result<Together, BackendError> {
         let mut tokens = Vec::new();
-        for (ours, created) in entries {
-            let Some(token) = u64::try_from(created).ok().and_then(FencingToken::new) else {
+        for (claim, created) in entries {
+            let Some(token) = token(created) else {
                 return Err(BackendError::new(ErrorKind::Ambiguous, "claiming several keys: etcd answered without a revision"));
             };
-            self.notes().granted(ours.claim.id, created, self.layout.entry(ours.lease, ours.claim));
+            self.notes().granted(claim.id, created);
             tokens.push(token);
         }
         self.granted.notify_waiters();

@@ -3,10 +3,13 @@
 //! | what | key |
 //! |---|---|
 //! | the line of a lock | everything under `KEY/` that has no further `/` |
-//! | an exclusive claim's entry in it | `KEY/LEASE.CLAIM`, the lease attached; both in hexadecimal |
-//! | a shared claim's | `KEY/LEASE.CLAIM.s` |
-//! | that of a claim of one of `N` permits | `KEY/LEASE.CLAIM.pN`, in decimal |
+//! | an exclusive claim's entry in it | `KEY/LEASE.SEAT`, the lease attached, in hexadecimal; the seat is a decimal number, see [`notes`](crate::notes) |
+//! | that of a claim of a session that was opened elsewhere | `KEY/LEASE.CLAIM`, in 32 hexadecimal digits |
+//! | a shared claim's | the same with `.s` at its end |
+//! | that of a claim of one of `N` permits | the same with `.pN` at its end, in decimal |
 //! | what a released claim leaves behind if a copy of it may be under way | `KEY`, NUL, `LEASE.CLAIM`, the lease attached |
+//!
+//! Whose claim an entry is says its value.
 //!
 //! Go's `concurrency` package and `etcdctl` put `KEY/LEASE` into the same line, and whatever else
 //! stands there counts as exclusive. No key of dlock contains a NUL.
@@ -14,7 +17,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use dlock_core::{Claim, FencingToken, Holder, Key, Metadata, Mode, Published, SessionId};
+use dlock_core::{Claim, ClaimId, FencingToken, Holder, Key, Metadata, Mode, Published, SessionId};
 use etcd_client::KeyValue;
 
 /// A lease, which is what a session is in etcd.
@@ -60,14 +63,21 @@ impl Layout {
         start..end
     }
 
-    /// The entry of a claim.
-    pub(crate) fn entry(&self, lease: Lease, claim: &Claim) -> Vec<u8> {
+    /// The entry of a claim, by what tells it from others of its session.
+    pub(crate) fn entry(&self, lease: Lease, claim: &Claim, seat: &dyn fmt::Display) -> Vec<u8> {
         let mode = match claim.mode {
             Mode::Shared => ".s".to_owned(),
             Mode::Permits(all) => format!(".p{all}"),
             _ => String::new(),
         };
-        format!("{}{}/{lease}.{}{mode}", self.namespace, claim.key, claim.id).into_bytes()
+        format!("{}{}/{lease}.{seat}{mode}", self.namespace, claim.key).into_bytes()
+    }
+
+    /// All entries of a session in the line of a key.
+    pub(crate) fn of_session(&self, lease: Lease, key: &Key) -> Range<Vec<u8>> {
+        let start = format!("{}{key}/{lease}.", self.namespace).into_bytes();
+        let end = prefix_end(&start);
+        start..end
     }
 
     /// What is left behind where a copy of the claim may still be under way.
@@ -155,9 +165,14 @@ impl Entry {
         }
     }
 
+    /// Whose it is, if dlock made it.
+    pub(crate) fn claim(&self) -> Option<ClaimId> {
+        serde_json::from_slice::<Metadata>(&self.value).ok()?.get(Metadata::CLAIM)?.parse().ok()
+    }
+
     /// The number of its grant.
     pub(crate) fn token(&self) -> Option<FencingToken> {
-        FencingToken::new(self.created.try_into().ok()?)
+        token(self.created)
     }
 
     pub(crate) fn holder(&self) -> Holder {
@@ -170,6 +185,11 @@ impl Entry {
         holder.token = self.token();
         holder
     }
+}
+
+/// The number of the grant of an entry that was made at this revision.
+pub(crate) fn token(created: i64) -> Option<FencingToken> {
+    FencingToken::new(created.try_into().ok()?)
 }
 
 /// What is kept as the value of an entry.
@@ -230,7 +250,7 @@ mod tests {
                 acquired_at: "".into(),
                 metadata: None,
             };
-            let name = String::from_utf8(layout("t/").entry(Lease(0x7f), &claim)).unwrap();
+            let name = String::from_utf8(layout("t/").entry(Lease(0x7f), &claim, &9)).unwrap();
             assert_eq!(entry(&name, 0x7f).mode(), mode, "{name}");
         }
         for foreign in ["a/7f", "a/7f.1.x", "a/7f.1.p0", "a/7f.1.p", "a/7f.1.s.s", "a/7f.1.p99999999999"] {

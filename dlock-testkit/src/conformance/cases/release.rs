@@ -210,7 +210,10 @@ pub async fn a_release_dropped_at_any_poll_is_ended_by_the_next(stage: &Stage) -
 /// Only the store knows what is to be given back.
 pub async fn a_client_that_remembers_nothing_can_release(stage: &Stage) -> Shown {
     let client = stage.client().await;
-    let claim = stage.claim("k");
+    // The store may have given it the place of an earlier one.
+    let (earlier, claim) = (stage.claim("k"), stage.claim("k"));
+    client.held(&earlier).await;
+    assert!(client.release(&earlier).await);
     client.held(&claim).await;
     let forgetful = client.without_memory(stage).await;
     assert!(forgetful.release(&claim).await);
