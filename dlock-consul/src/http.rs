@@ -29,6 +29,10 @@ pub(crate) struct Http {
     fresh: Client,
 }
 
+/// How long a connection is kept that nothing travels on; it may be twice as long until that is noticed. Held locks are looked after more often than that by
+/// default, so that one connection stays warm for as long as something is held, and those that only a burst needed do not stay behind.
+const IDLE: Duration = Duration::from_secs(8);
+
 impl Http {
     pub(crate) fn new(options: &ConsulOptions) -> Result<Self, ConfigError> {
         let base = match (&options.address, Named::of(options)) {
@@ -37,8 +41,8 @@ impl Http {
             (Address::Unix(_), _) => "http://localhost".to_owned(),
         };
         let build = |builder: ClientBuilder| builder.build().map_err(|error| ConfigError::Client(error.into()));
-        let warm = || build(client(options)?);
-        let (short, waiting, sessions) = (warm()?, warm()?, warm()?);
+        let brief = || build(client(options)?.pool_idle_timeout(IDLE));
+        let (short, waiting, sessions) = (brief()?, brief()?, build(client(options)?)?);
         let fresh = build(client(options)?.pool_max_idle_per_host(0))?;
         Ok(Self { base, short, waiting, sessions, fresh })
     }

@@ -176,13 +176,13 @@ async fn requests_of_handovers(waiting: usize) -> usize {
 }
 
 #[tokio::test]
-async fn a_handover_costs_five_requests_with_one_waiting_and_with_a_hundred() {
-    assert_eq!(requests_of_handovers(1).await, 5);
-    assert_eq!(requests_of_handovers(100).await, 5 * 100);
+async fn a_handover_costs_four_requests_with_one_waiting_and_with_a_hundred() {
+    assert_eq!(requests_of_handovers(1).await, 4);
+    assert_eq!(requests_of_handovers(100).await, 4 * 100);
 }
 
 #[tokio::test]
-async fn a_handover_to_one_that_shares_costs_five_requests_too() {
+async fn a_handover_to_one_that_shares_costs_five_requests() {
     let agent = ConsulAgent::start().await.unwrap();
     let proxy = FaultProxy::start(agent.address()).await.unwrap();
     let [holder, next] = [process(&proxy.address()).await, process(&proxy.address()).await];

@@ -23,7 +23,7 @@ use dlock_core::{
 use crate::api::BATCH;
 use crate::classify::{Asked, Needs};
 use crate::guarded::{Shared, conflict, without_index};
-use crate::notes::ClaimState;
+use crate::notes::{ClaimState, Known};
 use crate::wire::{Entry, LOCK_FLAGS, Op, encode_value};
 use line::Ours;
 use notes::{Awaits, Notes};
@@ -104,10 +104,19 @@ impl Fair {
 
     pub(crate) async fn confirm(&self, session: &SessionId, claim: &Claim) -> Result<Standing, BackendError> {
         let ours = Ours::new(session, claim);
-        // Nobody comes ahead of the first in line: once the key is seen free it is asked for at once.
-        let first = self.notes().claim(claim.id).filter(|note| note.awaits == Awaits::Key).map(|note| note.index);
-        let free = self.shared.notes().key(&claim.key);
-        if let (Some(index), Some(guard)) = (first, free)
+        let note = self.notes().claim(claim.id).cloned();
+        let guessed = note.and_then(|note| {
+            let guard = match note.awaits {
+                Awaits::Nothing => None,
+                // Nobody comes ahead of the first in line: once the key is seen free it is asked for at once.
+                Awaits::Key => self.shared.notes().key(&claim.key),
+                // A release gives the key back in the very transaction that deletes the ticket. Where the one ahead left without having had the key, the
+                // key has another index, and nothing happens.
+                Awaits::Tickets(_) => note.left_at.map(Known::At),
+            };
+            guard.map(|guard| (note.index, guard))
+        });
+        if let Some((index, guard)) = guessed
             && let Some(standing) = self.come_to(&ours, index, guard, false).await?
         {
             return Ok(standing);

@@ -33,6 +33,8 @@ pub(crate) struct ClaimNote {
     pub(crate) own: Option<Awaited>,
     pub(crate) index: u64,
     pub(crate) awaits: Awaits,
+    /// The index at which the one right ahead of it left.
+    pub(crate) left_at: Option<u64>,
 }
 
 /// What a claim in line waits for.
@@ -92,6 +94,7 @@ impl Notes {
             own: None,
             index: 0,
             awaits: Awaits::Nothing,
+            left_at: None,
         };
         self.claims.entry(claim).or_insert_with(fresh).under_way += 1;
     }
@@ -118,7 +121,14 @@ impl Notes {
     /// The claim waits in line, with a ticket of this index.
     pub(crate) fn waits(&mut self, claim: ClaimId, own: Awaited, index: u64, awaits: Awaits) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.own, note.index, note.awaits) = (Some(own), index, awaits);
+            (note.own, note.index, note.awaits, note.left_at) = (Some(own), index, awaits, None);
+        }
+    }
+
+    /// The one right ahead of the claim left, at this index.
+    pub(crate) fn left_before(&mut self, claim: ClaimId, index: u64) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            note.left_at = Some(index);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Waiting in line: for one's predecessor alone, and for the end of one's own ticket.
 
-use dlock_core::{BackendError, Claim, Cursor, Hint, Key, Woken};
+use dlock_core::{BackendError, Claim, Cursor, Hint, Key, Mode, Woken};
 use futures_util::future::select_all;
 
 use super::Fair;
@@ -30,7 +30,7 @@ impl Fair {
             Awaits::Tickets(awaited) => match awaited.as_slice() {
                 [before] => tokio::select! {
                     biased;
-                    woken = self.predecessor_gone(before, since) => woken,
+                    woken = self.predecessor_gone(claim, before, since) => woken,
                     woken = self.ticket_gone(&own, since, left) => woken,
                 },
                 _ => self.one_gone(&claim.key, &awaited, &own, since).await,
@@ -59,26 +59,38 @@ impl Fair {
         Ok(Woken { cursor: Cursor(if index < cursor.0 { 0 } else { index }), hint })
     }
 
-    async fn predecessor_gone(&self, before: &Awaited, cursor: Cursor) -> Result<Woken, BackendError> {
+    async fn predecessor_gone(&self, claim: &Claim, before: &Awaited, cursor: Cursor) -> Result<Woken, BackendError> {
         #[cfg(dlock_planted)]
         if dlock_core::planted::Bug::PredecessorUnheard.is_on() {
             return std::future::pending().await;
         }
-        self.ticket_gone(before, cursor, Hint::MaybeFree).await
+        let (woken, left_at) = self.left(before, cursor, Hint::MaybeFree).await?;
+        if let Some(index) = left_at.filter(|_| claim.mode == Mode::Exclusive) {
+            self.notes().left_before(claim.id, index);
+        }
+        Ok(woken)
     }
 
     /// Returns when the ticket is not its session's any more.
     async fn ticket_gone(&self, awaited: &Awaited, cursor: Cursor, hint: Hint) -> Result<Woken, BackendError> {
+        self.left(awaited, cursor, hint).await.map(|(woken, _)| woken)
+    }
+
+    /// The same, and the index at which it was deleted, where Consul tells that.
+    async fn left(&self, awaited: &Awaited, cursor: Cursor, hint: Hint) -> Result<(Woken, Option<u64>), BackendError> {
         let shared = &self.shared;
         let mut since = cursor.0;
         loop {
             let (entry, index) = shared.watches.wait(&shared.api, &awaited.ticket, Some(since)).await?;
-            if entry.is_none_or(|entry| !awaited.is(&entry)) {
-                return Ok(Woken { cursor, hint });
+            let Some(entry) = entry else {
+                return Ok((Woken { cursor, hint }, (index > since).then_some(index)));
+            };
+            if !awaited.is(&entry) {
+                return Ok((Woken { cursor, hint }, None));
             }
             // An index that says nothing cannot be waited on.
             if index == 0 {
-                return Ok(Woken { cursor, hint: Hint::StillHeld { holder: None } });
+                return Ok((Woken { cursor, hint: Hint::StillHeld { holder: None } }, None));
             }
             since = index;
         }
