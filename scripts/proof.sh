@@ -31,6 +31,7 @@ for part in \
     "suite of the locker on memory, queue:" "suite of the locker on memory, line:" "suite of the locker on memory, slot:" "suite of the locker on memory, only_permit:" "suite of the locker on memory, last_permit:" "suite of the locker on consul:" "suite of the locker on fair:" "suite of the locker on etcd:" "suite of the locker on sqlite:" \
     "Machines:" "Locker:" "Beside:" "Wire:" "WireFair:" "WireEtcd:" "fake etcd:" "turmoil:" "determinism:" "model, Queue:" "model, Line:" "model, Slot:" "planted bugs:" \
     "live on consul:" "live on consul, fair:" "live on etcd:" \
+    "counts:" \
     "fuzz corpus, consul_answers:" "fuzz corpus, consul_config:" "fuzz corpus, durations:" "fuzz corpus, etcd_config:" "fuzz corpus, key:" \
     "fuzz corpus, metadata:" "fuzz corpus, plan:" "fuzz corpus, store_url:"; do
     grep -q "^proof: $part" <<<"$said" || { echo "the log tells nothing of \"$part\"" >&2; exit 1; }

@@ -3,16 +3,14 @@
 //! `cargo run --release -p dlock-bench` measures everything and writes `bench/results/report.md` with pictures; `-- --quick` does so in less than two minutes.
 //! Everything that is compared is measured in turns in one run, so that ratios hold on a machine that is busy with something else, too.
 
-use std::alloc::System;
 use std::error::Error;
 use std::path::PathBuf;
 
-use cap::Cap;
 use clap::Parser;
 
 use machine::Machine;
 use report::Findings;
-use scenario::{Plan, Scenario, handover, idle, throughput, uncontended};
+use scenario::{Plan, Scenario, handover, idle, overhead, throughput, uncontended};
 use stores::Stores;
 use worker::Work;
 
@@ -31,10 +29,6 @@ mod worker;
 
 /// What this program's calls bring: whatever goes wrong ends it, and is told.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
-
-/// Counts the heap, for what a held lock takes of it.
-#[global_allocator]
-static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 
 /// Measures what dlock costs beside the fewest requests that can do the work.
 #[derive(Debug, Parser)]
@@ -87,6 +81,9 @@ async fn measure(arguments: &Arguments) -> Outcome<()> {
     }
     if wanted(Scenario::Throughput) {
         findings.throughput = throughput::measure(&stores, &plan).await?;
+    }
+    if wanted(Scenario::Overhead) {
+        findings.overhead = overhead::measure(&plan).await?;
     }
     machine.took = began.elapsed();
     report::write(&arguments.out, &machine, &findings)?;

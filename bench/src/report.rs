@@ -9,6 +9,7 @@ use crate::arm::Arm;
 use crate::machine::Machine;
 use crate::scenario::handover::{Handover, Placement};
 use crate::scenario::idle::Idle;
+use crate::scenario::overhead::Overhead;
 use crate::scenario::throughput::Throughput;
 use crate::scenario::uncontended::Uncontended;
 use crate::stats::{Samples, Summary};
@@ -26,6 +27,8 @@ pub struct Findings {
     pub idle: Vec<Idle>,
     /// Many keys at once.
     pub throughput: Vec<Throughput>,
+    /// What dlock itself costs.
+    pub overhead: Vec<Overhead>,
 }
 
 const HEAD: &str = "# What dlock costs
@@ -78,6 +81,16 @@ const DEMANDS: &str = "
 
 | demand | measured | |
 |---|---|---|
+";
+const OVERHEAD: &str = "
+## What dlock itself costs: lock and release of a free key, without a server
+
+Of the store in memory there are two: in one claims stand in line, in the other a key is free or taken. What is asked of the heap is the median over single
+operations; \"grown\" is what was there and grew. Instructions are those that valgrind counts in this program; a change of them by more than 5 % fails
+`scripts/counts.sh`, which counts them in a program of its own.
+
+| | p50 | p10 to p90 | allocations | grown | bytes | instructions |
+|---|---|---|---|---|---|---|
 ";
 const LEFT_OUT: &str = "
 Not measured: other clients of Consul in Rust, the command `dlock`, clusters of several members, and etcd on a disk that is forced.
@@ -141,6 +154,16 @@ fn told(machine: &str, findings: &Findings) -> String {
         let floor = findings.throughput.iter().find(|other| Some(other.arm) == one.arm.floor() && other.keys == one.keys);
         let times = times(&one.samples, floor.map(|floor| &floor.samples));
         _ = writeln!(text, "| {} | {} | {p50:.0} | {p10:.0} to {p90:.0} | {times} |", one.arm.name(), one.keys);
+    }
+    if !findings.overhead.is_empty() {
+        text += OVERHEAD;
+    }
+    for Overhead { subject, samples, heap, instructions } in &findings.overhead {
+        let Some(Summary { p10, p50, p90, .. }) = samples.summary() else { continue };
+        let (p10, p50, p90) = (time(p10), time(p50), time(p90));
+        let counted = instructions.map_or("not counted".to_owned(), |instructions| instructions.to_string());
+        let (told, allocations, grown, bytes) = (subject.told(), heap.allocations, heap.reallocations, heap.bytes);
+        _ = writeln!(text, "| {told} | {p50} | {p10} to {p90} | {allocations} | {grown} | {bytes} | {counted} |");
     }
     text + LEFT_OUT
 }
@@ -211,12 +234,20 @@ fn times(samples: &Samples, floor: Option<&Samples>) -> String {
 }
 
 fn time(micros: f64) -> String {
-    if micros.abs() < 100.0 { format!("{micros:.1} µs") } else { format!("{:.2} ms", micros / 1e3) }
+    if micros.abs() < 1.0 {
+        format!("{:.0} ns", micros * 1e3)
+    } else if micros.abs() < 100.0 {
+        format!("{micros:.1} µs")
+    } else {
+        format!("{:.2} ms", micros / 1e3)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use dlock_counts::{Heap, Subject};
 
     use super::*;
 
@@ -234,12 +265,17 @@ mod tests {
             let watched = Duration::from_secs(10);
             Idle { arm: Arm::Etcd, locks, watched, renewals: 2, others: locks, connections: 1, heap }
         };
+        let overhead = |subject, value, instructions| {
+            let heap = Heap { allocations: 20, reallocations: 1, bytes: 512 };
+            Overhead { subject, samples: samples(&[value]), heap, instructions }
+        };
         let flood = |arm, value| Throughput { arm, keys: 10, samples: samples(&[value]) };
         Findings {
             uncontended: vec![pair(Arm::RawEtcd, &[500.0, 500.0]), pair(Arm::Etcd, &[550.0, 600.0])],
             handover: vec![handover(Arm::RawEtcd, 1, 1_000.0), handover(Arm::Etcd, 1, 1_100.0), handover(Arm::Etcd, 10, 3_000.0)],
             idle: vec![idle(1, None), idle(100, Some(800.0))],
             throughput: vec![flood(Arm::RawEtcd, 2_000.0), flood(Arm::Etcd, 1_000.0)],
+            overhead: vec![overhead(Subject::Core, 0.0625, Some(600)), overhead(Subject::LockerQueue, 3.0, None)],
         }
     }
 
@@ -251,6 +287,8 @@ mod tests {
             "| dlock on etcd | 10 | several processes | 3.00 ms | 3.00 ms to 3.00 ms | 3.00 ms | 1 | 3.00 (3.00 to 3.00) |",
             "| dlock on etcd | 100 | 0.20 | 10.00 | 1 | 800 |",
             "| dlock on etcd | 10 | 1000 | 1000 to 1000 | 0.50 (0.50 to 0.50) |",
+            "| the pure machines alone | 62 ns | 62 ns to 62 ns | 20 | 1 | 512 | 600 |",
+            "| through a `Locker` on the store in memory, queue | 3.0 µs | 3.0 µs to 3.0 µs | 20 | 1 | 512 | not counted |",
             "| handover to the other of two processes, dlock on etcd: at most 1.2 times raw | 1.10 | held |",
             "| throughput with 10 keys, dlock on etcd: at least 0.8 times raw | 0.50 | **missed** |",
         ] {

@@ -1,5 +1,7 @@
 //! What must hold, judged by what was measured.
 
+use dlock_counts::Subject;
+
 use crate::arm::Arm;
 use crate::report::Findings;
 use crate::scenario::handover::Placement;
@@ -28,6 +30,10 @@ const FLAT: f64 = 1.5;
 const HEAP: f64 = 1_024.0;
 /// What share of the bare throughput ours must reach.
 const THROUGHPUT: f64 = 0.8;
+/// Allocations and instructions of the commit that first told them, with rustc 1.95 on x86-64: `./scripts/counts.sh --of 7c5e9c3`.
+const FIRST: [(Subject, usize, u64); 2] = [(Subject::LockerQueue, 40, 32_843), (Subject::LockerSlot, 40, 30_797)];
+/// What of that there may still be.
+const OF_FIRST: f64 = 0.5;
 
 /// All demands about which something was measured.
 pub fn verdicts(findings: &Findings) -> Vec<Verdict> {
@@ -51,6 +57,7 @@ pub fn verdicts(findings: &Findings) -> Vec<Verdict> {
             held: ratio.p50 >= THROUGHPUT,
         }));
     }
+    overhead(findings, &mut verdicts);
     verdicts
 }
 
@@ -98,9 +105,29 @@ fn idle(findings: &Findings, arm: Arm, verdicts: &mut Vec<Verdict>) {
     }
 }
 
+fn overhead(findings: &Findings, verdicts: &mut Vec<Verdict>) {
+    for (subject, allocations, instructions) in FIRST {
+        let Some(one) = findings.overhead.iter().find(|one| one.subject == subject) else { continue };
+        let mut judge = |what: &str, first: u64, now: u64| {
+            verdicts.push(Verdict {
+                demand: format!("{what}, {}: at most {OF_FIRST} times the {first} first recorded", subject.told()),
+                measured: format!("{now}"),
+                held: now as f64 <= first as f64 * OF_FIRST,
+            });
+        };
+        judge("allocations", allocations as u64, one.heap.allocations as u64);
+        if let Some(now) = one.instructions {
+            judge("instructions", instructions, now);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use dlock_counts::Heap;
+
     use super::*;
+    use crate::scenario::overhead::Overhead;
     use crate::scenario::uncontended::Uncontended;
 
     fn with_pair(ours: f64) -> Findings {
@@ -117,6 +144,20 @@ mod tests {
         let judged = |ours| verdicts(&with_pair(ours)).into_iter().map(|one| (one.measured, one.held)).collect::<Vec<_>>();
         assert_eq!(judged(105.0), [("1.05".to_owned(), true)]);
         assert_eq!(judged(120.0), [("1.20".to_owned(), false)]);
+    }
+
+    #[test]
+    fn what_could_not_be_counted_is_not_judged_and_all_else_is() {
+        let judged = |instructions| {
+            let heap = Heap { allocations: 20, reallocations: 0, bytes: 0 };
+            let overhead = vec![Overhead { subject: Subject::LockerSlot, samples: Samples::default(), heap, instructions }];
+            verdicts(&Findings { overhead, ..Findings::default() })
+                .into_iter()
+                .map(|one| (one.measured, one.held))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(judged(None), [("20".to_owned(), true)]);
+        assert_eq!(judged(Some(20_000)), [("20".to_owned(), true), ("20000".to_owned(), false)]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
+use dlock_counts::{Subject, heap_in_use};
 use dlock_testkit::servers::mortal;
 use futures_util::future::{join_all, try_join_all};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -15,9 +16,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::Outcome;
 use crate::arm::Arm;
 use crate::client::Client;
-use crate::{HEAP, Outcome};
 
 /// What a worker is started for.
 #[derive(Debug, Subcommand)]
@@ -47,6 +48,14 @@ pub enum Work {
         place: String,
         /// How many keys.
         locks: usize,
+    },
+    /// Does what is counted, without any store but the one in memory.
+    #[command(hide = true)]
+    Operate {
+        /// What.
+        subject: Subject,
+        /// How often.
+        times: u32,
     },
 }
 
@@ -203,7 +212,7 @@ pub async fn work(work: Work) -> Outcome<()> {
             // Others hold at the same time.
             let key = |n: usize| format!("bench/held/{arm:?}/{locks}/{n}");
             let first = client.lock(&key(0)).await?;
-            let before = HEAP.allocated();
+            let before = heap_in_use();
             let more = stream::iter(1..locks)
                 .map(|n| {
                     let (client, key) = (&client, key(n));
@@ -212,7 +221,7 @@ pub async fn work(work: Work) -> Outcome<()> {
                 .buffer_unordered(AT_ONCE);
             let mut holds: Vec<_> = more.try_collect().await?;
             told_to_go_on().await?;
-            let grown = HEAP.allocated().saturating_sub(before) as f64;
+            let grown = heap_in_use().saturating_sub(before) as f64;
             match locks - 1 {
                 0 => println!("-"),
                 more => println!("{}", grown / more as f64),
@@ -223,6 +232,7 @@ pub async fn work(work: Work) -> Outcome<()> {
             client.end().await;
             Ok(())
         }
+        Work::Operate { subject, times } => Ok(tokio::task::spawn_blocking(move || subject.start()(times)).await?),
     }
 }
 

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 pub mod handover;
 pub mod idle;
+pub mod overhead;
 pub mod throughput;
 pub mod uncontended;
 
@@ -20,6 +21,8 @@ pub enum Scenario {
     Idle,
     /// How many locks one client takes and gives back at once.
     Throughput,
+    /// What dlock itself costs, apart from any store.
+    Overhead,
 }
 
 /// How much of everything.
@@ -41,6 +44,8 @@ pub struct Plan {
     pub throughput: (usize, usize),
     /// How many keys at once.
     pub keys: &'static [usize],
+    /// Rounds in memory, and how many operations in each.
+    pub overhead: (usize, u32),
 }
 
 impl Plan {
@@ -55,6 +60,7 @@ impl Plan {
             held: &[1, 100, 1_000],
             throughput: (5, 2_000),
             keys: &[1, 10, 100, 10_000],
+            overhead: (60, 1_000),
         }
     }
 
@@ -69,6 +75,7 @@ impl Plan {
             held: &[1, 100, 1_000],
             throughput: (3, 400),
             keys: &[1, 10, 100],
+            overhead: (30, 500),
         }
     }
 }
