@@ -80,9 +80,8 @@ fn a_held_lock_costs_a_renewal_and_an_audit_for_each_third_of_the_ttl() {
 fn a_handover_costs_the_release_and_what_the_next_asks_once_it_is_woken() {
     for (tier, clients, asks) in [
         (Tier::Wire, 2, &[Site::Claim][..]),
-        // It looks whether it is first, and locks.
-        (Tier::WireFair, 2, &[Site::Confirm, Site::Claim]),
-        (Tier::WireFair, 6, &[Site::Confirm, Site::Claim]),
+        (Tier::WireFair, 2, &[Site::Claim]),
+        (Tier::WireFair, 6, &[Site::Claim]),
         (Tier::WireEtcd, 2, &[Site::Confirm]),
         (Tier::WireEtcd, 6, &[Site::Confirm]),
     ] {
