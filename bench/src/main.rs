@@ -12,7 +12,7 @@ use clap::Parser;
 
 use machine::Machine;
 use report::Findings;
-use scenario::{Plan, Scenario, handover, idle, throughput, uncontended};
+use scenario::{Plan, Scenario, handover, idle, scale, throughput, uncontended};
 use stores::Stores;
 use worker::Work;
 
@@ -87,6 +87,10 @@ async fn measure(arguments: &Arguments) -> Outcome<()> {
     }
     if wanted(Scenario::Throughput) {
         findings.throughput = throughput::measure(&stores, &plan).await?;
+    }
+    if wanted(Scenario::Scale) {
+        // Last, for a clock that was once stopped is read more slowly ever after.
+        (findings.fleets, findings.crowds) = scale::measure(&plan).await?;
     }
     machine.took = began.elapsed();
     report::write(&arguments.out, &machine, &findings)?;

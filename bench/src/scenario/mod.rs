@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 pub mod handover;
 pub mod idle;
+pub mod scale;
 pub mod throughput;
 pub mod uncontended;
 
@@ -20,6 +21,8 @@ pub enum Scenario {
     Idle,
     /// How many locks one client takes and gives back at once.
     Throughput,
+    /// What a store is asked by ever more clients, in virtual time.
+    Scale,
 }
 
 /// How much of everything.
@@ -41,6 +44,8 @@ pub struct Plan {
     pub throughput: (usize, usize),
     /// How many keys at once.
     pub keys: &'static [usize],
+    /// How many clients in virtual time.
+    pub clients: &'static [usize],
 }
 
 impl Plan {
@@ -55,6 +60,7 @@ impl Plan {
             held: &[1, 100, 1_000],
             throughput: (5, 2_000),
             keys: &[1, 10, 100, 10_000],
+            clients: &[1_000, 10_000, 100_000],
         }
     }
 
@@ -69,6 +75,7 @@ impl Plan {
             held: &[1, 100, 1_000],
             throughput: (3, 400),
             keys: &[1, 10, 100],
+            clients: &[100, 1_000],
         }
     }
 }
