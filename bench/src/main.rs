@@ -10,7 +10,7 @@ use clap::Parser;
 
 use machine::Machine;
 use report::Findings;
-use scenario::{Plan, Scenario, handover, idle, overhead, throughput, uncontended};
+use scenario::{Plan, Scenario, handover, idle, overhead, scale, throughput, uncontended};
 use stores::Stores;
 use worker::Work;
 
@@ -84,6 +84,10 @@ async fn measure(arguments: &Arguments) -> Outcome<()> {
     }
     if wanted(Scenario::Overhead) {
         findings.overhead = overhead::measure(&plan).await?;
+    }
+    if wanted(Scenario::Scale) {
+        // Last, for a clock that was once stopped is read more slowly ever after.
+        (findings.fleets, findings.crowds) = scale::measure(&plan).await?;
     }
     machine.took = began.elapsed();
     report::write(&arguments.out, &machine, &findings)?;

@@ -4,16 +4,19 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use dlock_testkit::memory::Call;
+
 use crate::Outcome;
 use crate::arm::Arm;
 use crate::machine::Machine;
 use crate::scenario::handover::{Handover, Placement};
 use crate::scenario::idle::Idle;
 use crate::scenario::overhead::Overhead;
+use crate::scenario::scale::{Crowd, Fleet, Requests, profile_name};
 use crate::scenario::throughput::Throughput;
 use crate::scenario::uncontended::Uncontended;
 use crate::stats::{Samples, Summary};
-use crate::svg::{Bars, Lines};
+use crate::svg::{Axis, Bars, Lines};
 use crate::target::verdicts;
 
 /// All that was measured; what was not wanted is empty.
@@ -29,6 +32,10 @@ pub struct Findings {
     pub throughput: Vec<Throughput>,
     /// What dlock itself costs.
     pub overhead: Vec<Overhead>,
+    /// Many clients with a lock each.
+    pub fleets: Vec<Fleet>,
+    /// Many clients that want one lock.
+    pub crowds: Vec<Crowd>,
 }
 
 const HEAD: &str = "# What dlock costs
@@ -75,6 +82,29 @@ etcd refuses some thousands.
 
 | | keys | pairs/s, p50 | p10 to p90 | times raw |
 |---|---|---|---|---|
+";
+const FLEETS: &str = "
+## Scale: ever more clients with a lock each
+
+![requests after all sessions were lost](loss.svg)
+
+Simulated: each client is a process with a session of its own (ttl 15 s) on the store in memory, which answers at once, in virtual time. All start within a
+minute, at random. They hold. The store refuses everything for 3 s, as while a leader is elected. It ends all sessions at once, and all take their locks again as soon
+as they hear of it. Counted as the store counts; the same in every run. Heap is that of a client with its part of the store.
+
+| clients | KiB each | holding: renewals/s | all/s | busiest second | starting: busiest second | refused: busiest second | back: busiest second | lost: first 10 ms | first second | busiest second of the rest |
+|---|---|---|---|---|---|---|---|---|---|---|
+";
+const CROWDS: &str = "
+## Scale: ever more clients that want one lock
+
+![requests of a handover by waiters](crowd.svg)
+
+Simulated in the same way. Each tenure lasts a second. Requests of a handover are those to release, to be woken, to ask, and to stand in line again; upkeep is all
+others. A wait is asked anew after 75 s, which is longer than this was watched.
+
+| the store | waiting | handovers | requests of each | wake-ups of each | upkeep/s | all/s | busiest second |
+|---|---|---|---|---|---|---|---|
 ";
 const DEMANDS: &str = "
 ## What must hold
@@ -165,7 +195,38 @@ fn told(machine: &str, findings: &Findings) -> String {
         let (told, allocations, grown, bytes) = (subject.told(), heap.allocations, heap.reallocations, heap.bytes);
         _ = writeln!(text, "| {told} | {p50} | {p10} to {p90} | {allocations} | {grown} | {bytes} | {counted} |");
     }
+    scale(findings, &mut text);
     text + LEFT_OUT
+}
+
+fn scale(findings: &Findings, text: &mut String) {
+    if !findings.fleets.is_empty() {
+        *text += FLEETS;
+    }
+    for Fleet { clients, starting, idle, refused, back, burst, lost, heap } in &findings.fleets {
+        let (renewals, all) = (a_second(idle, |second| second.of(Call::Renew)), a_second(idle, Requests::all));
+        let busy = [idle, starting, refused, back].map(|seconds| busiest(seconds).to_string()).join(" | ");
+        let (heap, burst, first, rest) = (heap / 1024.0, burst.all(), busiest(&lost[..1]), busiest(&lost[1..]));
+        _ = writeln!(text, "| {clients} | {heap:.1} | {renewals:.0} | {all:.0} | {busy} | {burst} | {first} | {rest} |");
+    }
+    if !findings.crowds.is_empty() {
+        *text += CROWDS;
+    }
+    for crowd in &findings.crowds {
+        let Crowd { profile, waiters, seconds, handovers } = crowd;
+        let (profile, all, busiest) = (profile_name(*profile), a_second(seconds, Requests::all), busiest(seconds));
+        let (each, wakes) = (crowd.requests_of_each(), crowd.of_each(Call::Wait));
+        let upkeep = all - each * *handovers as f64 / seconds.len() as f64;
+        _ = writeln!(text, "| {profile} | {waiters} | {handovers} | {each:.1} | {wakes:.1} | {upkeep:.0} | {all:.0} | {busiest} |");
+    }
+}
+
+fn busiest(seconds: &[Requests]) -> u64 {
+    seconds.iter().map(|second| second.all()).max().unwrap_or_default()
+}
+
+fn a_second(seconds: &[Requests], count: impl Fn(Requests) -> u64) -> f64 {
+    seconds.iter().map(|second| count(*second)).sum::<u64>() as f64 / seconds.len().max(1) as f64
 }
 
 fn pictures(findings: &Findings) -> Vec<(&'static str, String)> {
@@ -208,6 +269,26 @@ fn pictures(findings: &Findings) -> Vec<(&'static str, String)> {
             Lines { title, across: "held locks".into(), upwards: "requests per second".into(), series: lines }.drawn(),
         ));
     }
+    let mut lines = Vec::new();
+    for crowd in &findings.crowds {
+        point(&mut lines, profile_name(crowd.profile).to_owned(), crowd.waiters as f64, crowd.requests_of_each());
+    }
+    if !lines.is_empty() {
+        let title = "Requests of a handover, simulated".into();
+        let picture = Lines { title, across: "waiting for the lock".into(), upwards: "requests".into(), series: lines };
+        pictures.push(("crowd.svg", picture.drawn_on(Axis::Tens, Axis::Tens)));
+    }
+    if let Some(Fleet { clients, lost, .. }) = findings.fleets.last() {
+        let line = |name: &str, count: fn(Requests) -> u64| {
+            let points =
+                lost.iter().enumerate().map(|(second, requests)| (second as f64 + 1.0, count(*requests) as f64 / *clients as f64));
+            (name.to_owned(), points.collect())
+        };
+        let series = vec![line("all requests", Requests::all), line("renewals", |second| second.of(Call::Renew))];
+        let title = format!("After {clients} clients lost their sessions at once, simulated");
+        let (across, upwards) = ("seconds since".into(), "requests per client in each second".into());
+        pictures.push(("loss.svg", Lines { title, across, upwards, series }.drawn_on(Axis::Even, Axis::Even)));
+    }
     pictures
 }
 
@@ -248,6 +329,7 @@ mod tests {
     use std::time::Duration;
 
     use dlock_counts::{Heap, Subject};
+    use dlock_testkit::memory::Profile;
 
     use super::*;
 
@@ -270,12 +352,26 @@ mod tests {
             Overhead { subject, samples: samples(&[value]), heap, instructions }
         };
         let flood = |arm, value| Throughput { arm, keys: 10, samples: samples(&[value]) };
+        let second = |each| Requests::counted(move |kind| if kind == Call::Renew { each * 10 } else { each });
+        let fleet = Fleet {
+            clients: 100,
+            starting: vec![second(1), second(3)],
+            idle: vec![second(1), second(2)],
+            refused: vec![second(4)],
+            back: vec![second(5)],
+            burst: second(6),
+            lost: vec![second(7), second(8), second(1)],
+            heap: 2_048.0,
+        };
+        let crowd = Crowd { profile: Profile::Queue, waiters: 99, seconds: vec![second(4), second(4)], handovers: 2 };
         Findings {
             uncontended: vec![pair(Arm::RawEtcd, &[500.0, 500.0]), pair(Arm::Etcd, &[550.0, 600.0])],
             handover: vec![handover(Arm::RawEtcd, 1, 1_000.0), handover(Arm::Etcd, 1, 1_100.0), handover(Arm::Etcd, 10, 3_000.0)],
             idle: vec![idle(1, None), idle(100, Some(800.0))],
             throughput: vec![flood(Arm::RawEtcd, 2_000.0), flood(Arm::Etcd, 1_000.0)],
             overhead: vec![overhead(Subject::Core, 0.0625, Some(600)), overhead(Subject::LockerQueue, 3.0, None)],
+            fleets: vec![fleet],
+            crowds: vec![crowd],
         }
     }
 
@@ -291,6 +387,9 @@ mod tests {
             "| through a `Locker` on the store in memory, queue | 3.0 µs | 3.0 µs to 3.0 µs | 20 | 1 | 512 | not counted |",
             "| handover to the other of two processes, dlock on etcd: at most 1.2 times raw | 1.10 | held |",
             "| throughput with 10 keys, dlock on etcd: at least 0.8 times raw | 0.50 | **missed** |",
+            "| 100 | 2.0 | 15 | 27 | 36 | 54 | 72 | 90 | 108 | 126 | 144 |",
+            "| like etcd | 99 | 2 | 16.0 | 4.0 | 56 | 72 | 72 |",
+            "| handover with 99 waiting, simulated like etcd: one wake-up and one request | 4.00 and 4.00 | **missed** |",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
@@ -307,7 +406,7 @@ mod tests {
     fn report_and_pictures_are_written_into_the_folder() {
         let folder = tempfile::tempdir().unwrap();
         write(&folder.path().join("results"), &Machine::default(), &findings()).unwrap();
-        for name in ["report.md", "pair.svg", "handover.svg", "idle.svg"] {
+        for name in ["report.md", "pair.svg", "handover.svg", "idle.svg", "crowd.svg", "loss.svg"] {
             assert!(fs::read_to_string(folder.path().join("results").join(name)).is_ok_and(|text| !text.is_empty()), "{name}");
         }
     }

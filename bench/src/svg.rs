@@ -15,7 +15,7 @@ pub struct Bars {
     pub values: Vec<(String, f64)>,
 }
 
-/// Lines over numbers that grow by tens.
+/// Lines.
 #[derive(Clone, Debug)]
 pub struct Lines {
     /// What is shown.
@@ -26,6 +26,15 @@ pub struct Lines {
     pub upwards: String,
     /// Names and points.
     pub series: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// How numbers stand along an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// They grow by tens, from one.
+    Tens,
+    /// They grow evenly, from zero.
+    Even,
 }
 
 const WIDTH: f64 = 760.0;
@@ -65,24 +74,27 @@ impl Bars {
 impl Lines {
     /// As the text of an SVG file.
     pub fn drawn(&self) -> String {
+        self.drawn_on(Axis::Tens, Axis::Even)
+    }
+
+    /// The same on other axes.
+    pub fn drawn_on(&self, across: Axis, upwards: Axis) -> String {
         const LEFT: f64 = 70.0;
         const RIGHT: f64 = 480.0;
         const TOP: f64 = 64.0;
         const BOTTOM: f64 = 350.0;
         let points = || self.series.iter().flat_map(|line| &line.1);
-        let decades = points().map(|point| point.0.max(1.0).log10()).fold(1.0, f64::max).ceil();
-        let step = nice(points().map(|point| point.1).fold(0.0, f64::max) / 5.0);
-        let most = step * (points().map(|point| point.1).fold(0.0, f64::max) / step).ceil().max(1.0);
-        let x = |value: f64| LEFT + 14.0 + (RIGHT - LEFT - 28.0) * value.max(1.0).log10() / decades;
-        let y = |value: f64| BOTTOM - (BOTTOM - TOP) * value / most;
+        let columns = across.marks(points().map(|point| point.0).fold(0.0, f64::max));
+        let rows = upwards.marks(points().map(|point| point.1).fold(0.0, f64::max));
+        let x = |value: f64| LEFT + 14.0 + (RIGHT - LEFT - 28.0) * across.place(value, &columns);
+        let y = |value: f64| BOTTOM - (BOTTOM - TOP) * upwards.place(value, &rows);
         let mut svg = begun(BOTTOM + 52.0, &self.title);
-        for n in 0..=(most / step).round() as u32 {
-            let value = step * f64::from(n);
-            _ = writeln!(svg, r#"<path d="M{LEFT} {0:.1}H{RIGHT}" stroke="{GRID}"/>"#, y(value));
-            text(&mut svg, LEFT - 8.0, y(value) + 4.0, "end", &trimmed(value));
+        for row in &rows {
+            _ = writeln!(svg, r#"<path d="M{LEFT} {0:.1}H{RIGHT}" stroke="{GRID}"/>"#, y(*row));
+            text(&mut svg, LEFT - 8.0, y(*row) + 4.0, "end", &trimmed(*row));
         }
-        for decade in 0..=decades as i32 {
-            text(&mut svg, x(10_f64.powi(decade)), BOTTOM + 20.0, "middle", &trimmed(10_f64.powi(decade)));
+        for column in &columns {
+            text(&mut svg, x(*column), BOTTOM + 20.0, "middle", &trimmed(*column));
         }
         text(&mut svg, f64::midpoint(LEFT, RIGHT), BOTTOM + 42.0, "middle", &self.across);
         text(&mut svg, 16.0, TOP - 16.0, "start", &self.upwards);
@@ -101,6 +113,28 @@ impl Lines {
             text(&mut svg, RIGHT + 38.0, row + 11.0, "start", name);
         }
         svg + "</svg>\n"
+    }
+}
+
+impl Axis {
+    /// Round numbers up to the first that is not exceeded.
+    fn marks(self, most: f64) -> Vec<f64> {
+        match self {
+            Self::Tens => (0..=most.max(10.0).log10().ceil() as i32).map(|decade| 10_f64.powi(decade)).collect(),
+            Self::Even => {
+                let step = nice(most / 5.0);
+                (0..=(most / step).ceil().max(1.0) as u32).map(|n| step * f64::from(n)).collect()
+            }
+        }
+    }
+
+    /// Where a number stands between the first mark, at 0, and the last, at 1.
+    fn place(self, value: f64, marks: &[f64]) -> f64 {
+        let end = marks.last().copied().unwrap_or(1.0);
+        match self {
+            Self::Tens => value.max(1.0).log10() / end.log10(),
+            Self::Even => value / end,
+        }
     }
 }
 
@@ -143,6 +177,16 @@ mod tests {
     fn steps_of_an_axis_are_round() {
         let steps = [0.3, 1.0, 34.0, 60.0, 0.0].map(|least| trimmed(nice(least)));
         assert_eq!(steps, ["0.5", "1", "50", "100", "1"]);
+    }
+
+    #[test]
+    fn marks_of_an_axis_reach_beyond_the_greatest_number() {
+        assert_eq!(Axis::Tens.marks(2_500.0), [1.0, 10.0, 100.0, 1_000.0, 10_000.0]);
+        assert_eq!(Axis::Even.marks(16.0), [0.0, 5.0, 10.0, 15.0, 20.0]);
+        for axis in [Axis::Tens, Axis::Even] {
+            let marks = axis.marks(0.0);
+            assert_eq!((marks.len(), axis.place(marks[0], &marks), axis.place(marks[1], &marks)), (2, 0.0, 1.0), "{axis:?}");
+        }
     }
 
     #[test]

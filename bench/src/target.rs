@@ -1,10 +1,12 @@
 //! What must hold, judged by what was measured.
 
 use dlock_counts::Subject;
+use dlock_testkit::memory::{Call, Profile};
 
 use crate::arm::Arm;
 use crate::report::Findings;
 use crate::scenario::handover::Placement;
+use crate::scenario::scale::profile_name;
 use crate::stats::Samples;
 
 /// One demand and what came of it.
@@ -58,6 +60,7 @@ pub fn verdicts(findings: &Findings) -> Vec<Verdict> {
         }));
     }
     overhead(findings, &mut verdicts);
+    crowds(findings, &mut verdicts);
     verdicts
 }
 
@@ -120,6 +123,19 @@ fn overhead(findings: &Findings, verdicts: &mut Vec<Verdict>) {
             judge("instructions", instructions, now);
         }
     }
+}
+
+fn crowds(findings: &Findings, verdicts: &mut Vec<Verdict>) {
+    let most = findings.crowds.iter().map(|crowd| crowd.waiters).max().unwrap_or_default();
+    let ordered = findings.crowds.iter().filter(|crowd| crowd.waiters == most && crowd.profile != Profile::Slot);
+    verdicts.extend(ordered.map(|crowd| {
+        let (wakes, asked) = (crowd.of_each(Call::Wait), crowd.of_each(Call::Confirm));
+        Verdict {
+            demand: format!("handover with {most} waiting, simulated {}: one wake-up and one request", profile_name(crowd.profile)),
+            measured: format!("{wakes:.2} and {asked:.2}"),
+            held: wakes <= 1.0 && asked <= 1.0,
+        }
+    }));
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 pub mod handover;
 pub mod idle;
 pub mod overhead;
+pub mod scale;
 pub mod throughput;
 pub mod uncontended;
 
@@ -23,6 +24,8 @@ pub enum Scenario {
     Throughput,
     /// What dlock itself costs, apart from any store.
     Overhead,
+    /// What a store is asked by ever more clients, in virtual time.
+    Scale,
 }
 
 /// How much of everything.
@@ -46,6 +49,8 @@ pub struct Plan {
     pub keys: &'static [usize],
     /// Rounds in memory, and how many operations in each.
     pub overhead: (usize, u32),
+    /// How many clients in virtual time.
+    pub clients: &'static [usize],
 }
 
 impl Plan {
@@ -61,6 +66,7 @@ impl Plan {
             throughput: (5, 2_000),
             keys: &[1, 10, 100, 10_000],
             overhead: (60, 1_000),
+            clients: &[1_000, 10_000, 100_000],
         }
     }
 
@@ -76,6 +82,7 @@ impl Plan {
             throughput: (3, 400),
             keys: &[1, 10, 100],
             overhead: (30, 500),
+            clients: &[100, 1_000],
         }
     }
 }

@@ -17,6 +17,7 @@ use super::network::{ChangedBy, Network, Observer};
 use super::request::{Guard, Profile, Reply, Request, Rules};
 use super::shared::{Shared, mismatched};
 use super::store::Store;
+use super::waiters::Subject;
 
 /// A store of locks in this process; clones share it, and so do all who open it under one name.
 ///
@@ -87,9 +88,10 @@ impl Memory {
         &self,
         call: Call,
         claim: Option<&Claim>,
+        subjects: Vec<Subject>,
         look: impl FnMut(&Store) -> Option<T> + Send + 'static,
     ) -> Result<T, BackendError> {
-        self.shared.look(self.network.as_ref(), call, claim, self.shared.until(look)).await
+        self.shared.look(self.network.as_ref(), call, claim, self.shared.until(subjects, look)).await
     }
 
     /// A call of a person's or a tool's that changes the store.
@@ -262,7 +264,12 @@ impl LockBackend for Memory {
 
     async fn wait(&self, session: &SessionId, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
         let (session, waiting) = (session.clone(), claim.clone());
-        self.wait_for(Call::Wait, Some(claim), move |store| store.woken(&session, &waiting, cursor)).await
+        let place = match self.shared.capabilities().order {
+            Order::Unordered => Subject::Key(claim.key.clone()),
+            Order::Fifo => Subject::Claim(session.clone(), claim.id),
+        };
+        let subjects = vec![place, Subject::Session(session.clone())];
+        self.wait_for(Call::Wait, Some(claim), subjects, move |store| store.woken(&session, &waiting, cursor)).await
     }
 
     async fn confirm(&self, session: &SessionId, claim: &Claim, _: Cursor) -> Result<Standing, BackendError> {
@@ -305,6 +312,7 @@ impl LockBackend for Memory {
         granted: Option<&Granted>,
         cursor: Option<Cursor>,
     ) -> Result<Cursor, BackendError> {
+        let subject = granted.map_or(Subject::Session(session.clone()), |granted| Subject::Key(granted.claim.key.clone()));
         let (session, watched) = (session.clone(), granted.cloned());
         let news = move |store: &Store| {
             let Some(Granted { claim, token }) = &watched else {
@@ -315,7 +323,7 @@ impl LockBackend for Memory {
             let seen = cursor.map_or(token.get(), |cursor| cursor.0);
             (!mine && index > seen).then_some(Cursor(index))
         };
-        self.wait_for(Call::Disturbed, granted.map(|granted| &*granted.claim), news).await
+        self.wait_for(Call::Disturbed, granted.map(|granted| &*granted.claim), vec![subject], news).await
     }
 
     async fn amend(&self, session: &SessionId, claim: &Claim, metadata: &Metadata) -> Result<bool, BackendError> {
@@ -345,12 +353,12 @@ impl LockBackend for Memory {
     }
 
     async fn changed(&self, key: &Key, cursor: Option<Cursor>) -> Result<Cursor, BackendError> {
-        let key = key.clone();
+        let (key, subject) = (key.clone(), Subject::Key(key.clone()));
         let news = move |store: &Store| {
             let index = store.index(&key);
             cursor.is_none_or(|cursor| index > cursor.0).then_some(Cursor(index))
         };
-        self.wait_for(Call::Changed, None, news).await
+        self.wait_for(Call::Changed, None, vec![subject], news).await
     }
 
     async fn evict(&self, key: &Key, token: FencingToken) -> Result<bool, BackendError> {

@@ -27,6 +27,7 @@ mod network;
 mod request;
 mod shared;
 mod store;
+mod waiters;
 
 pub use backend::{Memory, MemoryBuilder};
 #[cfg(feature = "conformance")]

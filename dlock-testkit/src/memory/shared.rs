@@ -15,6 +15,7 @@ use super::control::{Call, Faults, Obstacle};
 use super::network::{ChangedBy, Homeward, Network, Observer, Outward, Route};
 use super::request::{Reply, Request, Rules};
 use super::store::Store;
+use super::waiters::{Subject, Waiters};
 
 pub(crate) struct Shared {
     state: Mutex<State>,
@@ -37,17 +38,11 @@ struct State {
     /// By time of arrival, then in the order of sending.
     under_way: BTreeMap<(Moment, u64), Parcel>,
     sent: u64,
-    /// In the order they came.
-    waiters: Vec<Waiter>,
-    /// The store changed, and those who wait were not asked.
-    unannounced: bool,
+    waiters: Waiters,
     /// When something happens next, as those know who let time pass.
     next: Moment,
     observer: Option<Arc<dyn Observer>>,
 }
-
-/// Looks at the store after a change; whether it is done, because it found what it waits for or nobody waits any more.
-type Waiter = Box<dyn FnMut(&Store) -> bool + Send>;
 
 /// A request under way.
 struct Parcel {
@@ -83,19 +78,17 @@ impl State {
     fn change<T>(&mut self, by: ChangedBy, change: impl FnOnce(&mut Store) -> T) -> T {
         let before = self.store.stamp();
         let outcome = change(&mut self.store);
-        if self.store.stamp() != before {
-            self.unannounced = true;
-            if let Some(observer) = &self.observer {
-                observer.changed(&self.store, by);
-            }
+        if let Some(observer) = &self.observer
+            && self.store.stamp() != before
+        {
+            observer.changed(&self.store, by);
         }
         outcome
     }
 
     fn announce(&mut self) {
-        if std::mem::take(&mut self.unannounced) {
-            self.waiters.retain_mut(|waiter| !waiter(&self.store));
-        }
+        let news = self.store.news();
+        self.waiters.hear(&news, &self.store);
     }
 
     /// When something happens next by itself.
@@ -111,8 +104,7 @@ impl Shared {
             store: Store::new(rules),
             under_way: BTreeMap::new(),
             sent: 0,
-            waiters: Vec::new(),
-            unannounced: false,
+            waiters: Waiters::default(),
             next: Moment::FAR_FUTURE,
             observer,
         };
@@ -257,23 +249,24 @@ impl Shared {
         Ok(answer)
     }
 
-    /// Waits until the store, looked at after every change, gives an answer.
-    pub(crate) async fn until<T: Send + 'static>(&self, mut look: impl FnMut(&Store) -> Option<T> + Send + 'static) -> T {
+    /// Waits until the store, looked at whenever one of these changes, gives an answer.
+    pub(crate) async fn until<T: Send + 'static>(
+        &self,
+        subjects: Vec<Subject>,
+        mut look: impl FnMut(&Store) -> Option<T> + Send + 'static,
+    ) -> T {
         let (tell, told) = oneshot::channel();
         let mut tell = Some(tell);
         let mut waiter = move |store: &Store| {
-            let Some(answer) = look(store) else { return tell.as_ref().is_none_or(oneshot::Sender::is_closed) };
+            let Some(answer) = look(store) else { return false };
             if let Some(tell) = tell.take() {
                 // A caller that gives up at this very moment hears nothing.
                 _ = tell.send(answer);
             }
             true
         };
-        self.with_state(|state, _| {
-            if !waiter(&state.store) {
-                state.waiters.push(Box::new(waiter));
-            }
-        });
+        let number = self.with_state(|state, _| (!waiter(&state.store)).then(|| state.waiters.add(subjects, Box::new(waiter))));
+        let _waiting = number.map(|number| Waiting { shared: self, number });
         self.heard(told).await
     }
 
@@ -346,6 +339,18 @@ impl Shared {
             return Err(BackendError::new(ErrorKind::Invalid, message));
         }
         Ok(())
+    }
+}
+
+/// Somebody waits; nobody does any more once this is dropped.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).waiters.remove(self.number);
     }
 }
 

@@ -35,7 +35,10 @@ pub(super) struct Entry {
 
 impl KeyState {
     pub(super) fn place(&self, session: &SessionId, claim: ClaimId) -> Option<usize> {
-        self.line.iter().position(|entry| entry.is(session, claim))
+        // Whoever asks has most often just come, or is about to hold.
+        let last = self.line.len().checked_sub(1)?;
+        let from_both_ends = (0..=last / 2).flat_map(|n| [n, last - n]);
+        from_both_ends.into_iter().find(|place| self.line[*place].is(session, claim))
     }
 
     /// Whether the first `ahead` in line leave room for a claim of this mode.

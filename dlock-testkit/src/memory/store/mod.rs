@@ -11,8 +11,12 @@ use dlock_core::{
 };
 
 use super::request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
+use index::Index;
 use line::{Entry, KeyState};
 
+pub(crate) use index::News;
+
+mod index;
 mod line;
 mod reading;
 
@@ -32,6 +36,7 @@ pub struct Store {
     /// Claims that are over, released or refused, of which no copy takes effect any more; forgotten with their session.
     tombstones: BTreeSet<(SessionId, ClaimId)>,
     grants: BTreeMap<Key, Vec<GrantRecord>>,
+    index: Index,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +57,7 @@ impl Store {
             delays: BTreeMap::new(),
             tombstones: BTreeSet::new(),
             grants: BTreeMap::new(),
+            index: Index::default(),
         }
     }
 
@@ -88,9 +94,7 @@ impl Store {
 
     /// Lets sessions and delays whose time is over end.
     pub fn pass(&mut self, now: Moment) {
-        let lapsed: Vec<_> =
-            self.sessions.iter().filter(|(_, session)| now >= session.lapses_at).map(|(id, _)| id.clone()).collect();
-        for id in lapsed {
+        for id in self.index.lapsed(now) {
             self.end_session(&id, now);
         }
         self.delays.retain(|_, until| now < *until);
@@ -98,7 +102,7 @@ impl Store {
 
     /// The next moment at which something happens by itself.
     pub fn next_change(&self) -> Option<Moment> {
-        self.sessions.values().map(|session| session.lapses_at).chain(self.delays.values().copied()).min()
+        self.index.next_lapse().into_iter().chain(self.delays.values().copied()).min()
     }
 
     /// Gives every session its whole ttl again as of a moment that may lie ahead, as stores do once they are back from an outage.
@@ -107,11 +111,17 @@ impl Store {
         for session in self.sessions.values_mut() {
             session.lapses_at = session.lapses_at.max(from.plus(session.ttl * percent / 100));
         }
+        self.index.lapse(self.sessions.iter().map(|(id, session)| (session.lapses_at, id.clone())));
     }
 
     /// Another value after every change that others can see.
     pub(crate) fn stamp(&self) -> (u64, u64, usize) {
         (self.revision, self.opened, self.sessions.len())
+    }
+
+    /// What others may wait for and has happened since this was last asked; kept from the first time on.
+    pub(crate) fn news(&mut self) -> News {
+        self.index.news()
     }
 
     fn open(&mut self, id: &SessionId, ttl: Duration, now: Moment) -> Reply {
@@ -120,36 +130,44 @@ impl Store {
             Profile::Queue => id.clone(),
             Profile::Slot | Profile::Line => SessionId::new(format!("session-{}", self.opened)),
         };
-        let lapses_at = now.plus(ttl * self.rules.lapses_after_percent / 100);
-        self.sessions.insert(id.clone(), Liveness { ttl, lapses_at });
+        self.keep(&id, ttl, now);
         Reply::Opened(id)
     }
 
+    /// Lets a session live for its ttl from now on.
+    fn keep(&mut self, id: &SessionId, ttl: Duration, now: Moment) {
+        let lapses_at = now.plus(ttl * self.rules.lapses_after_percent / 100);
+        let before = self.sessions.insert(id.clone(), Liveness { ttl, lapses_at });
+        self.index.lapses(id, before.map(|session| session.lapses_at), Some(lapses_at));
+    }
+
     fn renew(&mut self, id: &SessionId, now: Moment) -> Reply {
-        let percent = self.rules.lapses_after_percent;
-        let Some(session) = self.sessions.get_mut(id) else { return Reply::Gone };
+        let Some(ttl) = self.sessions.get(id).map(|session| session.ttl) else { return Reply::Gone };
         #[cfg(dlock_planted)]
         if Bug::SessionLapsesEarly.is_on() {
-            return Reply::Renewed(session.ttl);
+            return Reply::Renewed(ttl);
         }
-        session.lapses_at = now.plus(session.ttl * percent / 100);
-        Reply::Renewed(session.ttl)
+        self.keep(id, ttl, now);
+        Reply::Renewed(ttl)
     }
 
     /// Ends a session and all it has, as an operator or its ttl would.
     pub fn end_session(&mut self, id: &SessionId, now: Moment) {
-        if self.sessions.remove(id).is_none() {
-            return;
+        let Some(session) = self.sessions.remove(id) else { return };
+        self.index.lapses(id, Some(session.lapses_at), None);
+        self.index.ended(id);
+        let all = (id.clone(), ClaimId::from_bits(0))..=(id.clone(), ClaimId::from_bits(u128::MAX));
+        let buried: Vec<_> = self.tombstones.range(all).cloned().collect();
+        for tombstone in buried {
+            self.tombstones.remove(&tombstone);
         }
-        self.tombstones.retain(|(session, _)| session != id);
-        let keys: Vec<_> = self.keys.iter().filter(|(_, state)| state.line.iter().any(|entry| entry.session == *id)).collect();
         // A line delays whoever comes to its key, not whoever holds a ticket.
         let line = self.rules.profile == Profile::Line;
         let delays = |entry: &Entry| !line || entry.claim.mode == Mode::Exclusive;
         let held = |state: &KeyState| state.holders().any(|holder| holder.session == *id && delays(holder));
-        let keys: Vec<_> = keys.into_iter().map(|(key, state)| (key.clone(), held(state))).collect();
-        for (key, held) in keys {
-            self.change(&key, |state| state.line.retain(|entry| entry.session != *id));
+        for key in self.index.keys_of(id) {
+            let held = self.keys.get(&key).is_some_and(held);
+            self.take_out(&key, |entry| entry.session == *id);
             if held && !self.rules.lock_delay.is_zero() {
                 self.delays.insert(key, now.plus(self.rules.lock_delay));
             }
@@ -161,6 +179,7 @@ impl Store {
         for session in self.sessions.values_mut() {
             session.lapses_at = now.plus(session.ttl * self.rules.lapses_after_percent / 100);
         }
+        self.index.lapse(self.sessions.iter().map(|(id, session)| (session.lapses_at, id.clone())));
     }
 
     fn claim(&mut self, session: &SessionId, claim: &Arc<Claim>, place: Place, guard: Guard, now: Moment) -> Reply {
@@ -180,7 +199,7 @@ impl Store {
         if let Some(first) = state.line.first().filter(|first| claim.mode.contradicts(first.claim.mode)) {
             return Reply::Conflict(Some(first.claim.mode));
         }
-        if state.line.iter().any(|entry| entry.is(session, claim.id)) {
+        if self.index.has(session, claim) {
             return Reply::Standing(self.stand(session, claim, now));
         }
         match (self.rules.profile, state.line.first()) {
@@ -206,13 +225,14 @@ impl Store {
                 let claimed = Arc::clone(claim);
                 let entry = Entry { session: session.clone(), claim: claimed, token, amended: None, amendments: 0, granted: false };
                 let slot = self.rules.profile == Profile::Slot;
+                if slot {
+                    self.clear(&claim.key);
+                }
+                self.index.came(session, claim);
                 self.change(&claim.key, |state| {
                     #[cfg(dlock_planted)]
                     {
                         state.lock_index += 1;
-                    }
-                    if slot {
-                        state.line.clear();
                     }
                     #[cfg(dlock_planted)]
                     if Bug::LastComeFirstServed.is_on() {
@@ -238,8 +258,7 @@ impl Store {
         if claims.iter().all(|(claim, _)| self.holds(session, claim)) {
             return Reply::Together(Together::Held { tokens: self.tokens(session, claims) });
         }
-        let placed = |claim: &Claim| self.keys.get(&claim.key).is_some_and(|state| state.place(session, claim.id).is_some());
-        if claims.iter().any(|(claim, _)| placed(claim)) {
+        if claims.iter().any(|(claim, _)| self.index.has(session, claim)) {
             // An earlier copy was applied, and something was taken away since.
             return Reply::GuardFailed;
         }
@@ -269,7 +288,7 @@ impl Store {
     fn tokens(&self, session: &SessionId, claims: &[(Arc<Claim>, Guard)]) -> Vec<FencingToken> {
         let token = |claim: &Claim| {
             let state = self.keys.get(&claim.key)?;
-            Some(state.line[state.place(session, claim.id)?].token)
+            Some(state.line[self.place(session, claim)?].token)
         };
         claims.iter().filter_map(|(claim, _)| token(claim)).collect()
     }
@@ -279,7 +298,7 @@ impl Store {
             return Reply::Standing(Standing::SessionGone);
         }
         let Some(state) = self.keys.get(&claim.key) else { return Reply::Standing(Standing::ClaimGone) };
-        if state.place(session, claim.id).is_none() {
+        if !self.index.has(session, claim) {
             return Reply::Standing(Standing::ClaimGone);
         }
         match state.line.first() {
@@ -292,7 +311,7 @@ impl Store {
     fn stand(&mut self, session: &SessionId, claim: &Claim, now: Moment) -> Standing {
         let key = &claim.key;
         let Some(state) = self.keys.get(key) else { return Standing::ClaimGone };
-        let Some(place) = state.place(session, claim.id) else { return Standing::ClaimGone };
+        let Some(place) = self.place(session, claim) else { return Standing::ClaimGone };
         if self.rules.profile == Profile::Line && !state.line[place].granted && state.has_room_at(place) {
             if let Some(delayed) = self.delayed(key, now) {
                 return delayed;
@@ -318,10 +337,10 @@ impl Store {
             return if self.evict(&claim.key) { Release::Released } else { Release::NotHeld };
         }
         let state = self.keys.get(&claim.key);
-        let had = state.is_some_and(|state| state.line.iter().any(|entry| entry.is(session, claim.id)));
+        let had = self.index.has(session, claim);
         let free = state.is_none_or(|state| state.line.is_empty() && state.foreign.is_none());
         if had {
-            self.change(&claim.key, |state| state.line.retain(|entry| entry.claim.id != claim.id));
+            self.take_out(&claim.key, |entry| entry.claim.id == claim.id);
         } else if slot && free && self.sessions.contains_key(session) {
             // Moves the index of a free key, so that a copy of the claim that is guarded by it can never apply.
             self.change(&claim.key, |_| {});
@@ -332,6 +351,25 @@ impl Store {
             self.tombstones.insert((session.clone(), claim.id));
         }
         if had { Release::Released } else { Release::NotHeld }
+    }
+
+    /// Where a claim stands in the line of its key.
+    fn place(&self, session: &SessionId, claim: &Claim) -> Option<usize> {
+        let state = self.keys.get(&claim.key).filter(|_| self.index.has(session, claim))?;
+        state.place(session, claim.id)
+    }
+
+    /// Changes a key by taking these out of its line.
+    fn take_out(&mut self, key: &Key, gone: impl Fn(&Entry) -> bool) {
+        let mut left = Vec::new();
+        self.change(key, |state| left.extend(state.line.extract_if(.., |entry| gone(entry))));
+        self.index.left(key, &left);
+    }
+
+    /// Takes everybody out of the line of a key that is about to be changed.
+    fn clear(&mut self, key: &Key) {
+        let left = self.keys.get_mut(key).map(|state| std::mem::take(&mut state.line));
+        self.index.left(key, &left.unwrap_or_default());
     }
 
     /// Changes a key, moves its index, and grants it to whoever has room for it now; in the line profile nobody is granted anything unasked.
@@ -350,6 +388,7 @@ impl Store {
         state.index = self.revision;
         state.exists = true;
         let granted = change(state);
+        self.index.changed(key, state, &granted);
         if !granted.is_empty() {
             self.grants.entry(key.clone()).or_default().extend(granted);
         }
@@ -358,7 +397,7 @@ impl Store {
     /// Replaces what the holder published; `false` when the claim does not hold the key.
     fn amend(&mut self, session: &SessionId, claim: &Claim, published: &Metadata, amendments: u32) -> Reply {
         let Some(state) = self.keys.get(&claim.key) else { return Reply::Amended(false) };
-        let Some(place) = state.place(session, claim.id).filter(|place| state.line[*place].granted) else {
+        let Some(place) = self.place(session, claim).filter(|place| state.line[*place].granted) else {
             return Reply::Amended(false);
         };
         if state.line[place].amendments != amendments {
@@ -373,8 +412,8 @@ impl Store {
 
     /// Deletes a key with everything on it, as an operator would.
     pub fn delete(&mut self, key: &Key) {
+        self.clear(key);
         self.change(key, |state| {
-            state.line.clear();
             state.foreign = None;
             state.exists = false;
             #[cfg(dlock_planted)]
@@ -393,15 +432,15 @@ impl Store {
     pub fn evict_grant(&mut self, key: &Key, token: FencingToken) -> bool {
         let held = self.keys.get(key).is_some_and(|state| state.holders().any(|entry| entry.token == token));
         if held {
-            self.change(key, |state| state.line.retain(|entry| entry.token != token));
+            self.take_out(key, |entry| entry.token == token);
         }
         held
     }
 
     /// Puts something that is no lock under a key.
     pub fn put_foreign(&mut self, key: &Key, value: Vec<u8>) {
+        self.clear(key);
         self.change(key, |state| {
-            state.line.clear();
             state.foreign = Some(value);
         });
     }

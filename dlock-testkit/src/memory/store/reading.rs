@@ -12,7 +12,7 @@ impl Store {
         let free = KeyState::default();
         let state = self.keys.get(&claim.key).unwrap_or(&free);
         let woken = |hint| Some(Woken { cursor: Cursor(state.index), hint });
-        let place = state.place(session, claim.id);
+        let place = self.place(session, claim);
         if !self.sessions.contains_key(session) || state.line.is_empty() && self.rules.profile == Profile::Slot {
             return woken(Hint::MaybeFree);
         }
@@ -41,8 +41,7 @@ impl Store {
 
     /// Whether a claim holds its key.
     pub fn holds(&self, session: &SessionId, claim: &Claim) -> bool {
-        let held = |state: &KeyState| state.place(session, claim.id).is_some_and(|place| state.line[place].granted);
-        self.keys.get(&claim.key).is_some_and(held)
+        self.place(session, claim).is_some_and(|place| self.keys[&claim.key].line[place].granted)
     }
 
     /// Whether this is the condition of a present grant.
@@ -55,7 +54,7 @@ impl Store {
 
     /// How many are ahead of a claim that is in line.
     pub fn ahead_of(&self, session: &SessionId, claim: &Claim) -> Option<usize> {
-        self.keys.get(&claim.key)?.place(session, claim.id)
+        self.place(session, claim)
     }
 
     /// The session and claim that hold a key; the first of several.
