@@ -46,6 +46,9 @@ struct State {
     observer: Option<Arc<dyn Observer>>,
 }
 
+/// The most that the entries take in JSON that a claim adds by itself, but for owner and time: three names, and an id.
+const RESERVED_BYTES: usize = 128;
+
 /// Looks at the store after a change; whether it is done, because it found what it waits for or nobody waits any more.
 type Waiter = Box<dyn FnMut(&Store) -> bool + Send>;
 
@@ -335,7 +338,11 @@ impl Shared {
             let message = format!("the key has {} bytes, this store accepts {}", claim.key.as_str().len(), limits.key_bytes);
             return Err(BackendError::new(ErrorKind::Invalid, message));
         }
-        self.fits(&claim.published())
+        // Composed only if it may not fit: a byte takes at most six in JSON, and an entry six for what is around it.
+        let user = claim.metadata.iter().flat_map(|metadata| metadata.iter());
+        let user: usize = user.map(|(name, value)| 6 * (name.len() + value.len() + 1)).sum();
+        let most = user + 6 * (claim.owner.len() + claim.acquired_at.len()) + RESERVED_BYTES;
+        if most <= limits.metadata_bytes { Ok(()) } else { self.fits(&claim.published()) }
     }
 
     pub(crate) fn fits(&self, published: &Metadata) -> Result<(), BackendError> {
