@@ -7,7 +7,7 @@ use dlock_core::{Chance, LockBackend, Moment, RetryPolicy};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, WallClock};
 use crate::gate::Gates;
 use crate::keeper::Keeper;
 use crate::options::LockerOptions;
@@ -17,6 +17,7 @@ use crate::session::Session;
 pub(crate) struct Engine {
     pub(crate) backend: Arc<dyn LockBackend>,
     pub(crate) clock: Clock,
+    pub(crate) wall_clock: WallClock,
     pub(crate) options: LockerOptions,
     pub(crate) gates: Arc<Gates>,
     /// Cancelled when the locker is shut down.
@@ -36,6 +37,7 @@ impl Engine {
         Self {
             backend,
             clock,
+            wall_clock: WallClock::default(),
             options,
             gates: Arc::default(),
             stopping: CancellationToken::new(),

@@ -96,7 +96,7 @@ impl Acquisition {
         let limit = if place == Place::Try { Some(TRY_LIMIT) } else { options.wait_at_most };
         Self {
             metadata: (!options.metadata.is_empty()).then(|| Arc::new(options.metadata.clone())),
-            acquired_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
+            acquired_at: engine.wall_clock.now(),
             cancelled: options.cancel_on.clone().unwrap_or_default(),
             deadline: limit.map(|limit| started.plus(limit)),
             report_at: started.plus(REPORT_WAITING_AFTER),
