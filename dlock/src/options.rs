@@ -76,6 +76,14 @@ pub(crate) struct RequestOptions {
 }
 
 impl RequestOptions {
+    /// Returns when the caller's token is cancelled; never without one. Free to drop.
+    pub(crate) async fn cancelled(&self) {
+        match &self.cancel_on {
+            Some(token) => token.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
     pub(crate) fn validate(&self, ttl: Duration) -> Result<(), InvalidOptions> {
         if let Some(mistake) = &self.mistake {
             return Err(mistake.clone());

@@ -14,7 +14,6 @@ use dlock_core::{
 };
 use futures_util::FutureExt;
 use futures_util::future::OptionFuture;
-use tokio_util::sync::CancellationToken;
 
 pub(crate) use several::acquire_all;
 
@@ -83,7 +82,6 @@ struct Acquisition {
     options: RequestOptions,
     metadata: Option<Arc<Metadata>>,
     acquired_at: Arc<str>,
-    cancelled: CancellationToken,
     started: Moment,
     deadline: Option<Moment>,
     report_at: Moment,
@@ -97,7 +95,6 @@ impl Acquisition {
         Self {
             metadata: (!options.metadata.is_empty()).then(|| Arc::new(options.metadata.clone())),
             acquired_at: engine.wall_clock.now(),
-            cancelled: options.cancel_on.clone().unwrap_or_default(),
             deadline: limit.map(|limit| started.plus(limit)),
             report_at: started.plus(REPORT_WAITING_AFTER),
             engine,
@@ -330,7 +327,7 @@ impl Acquisition {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancelled.cancelled() => return LockError::Cancelled { key: self.key.clone() },
+                () = self.options.cancelled() => return LockError::Cancelled { key: self.key.clone() },
                 () = self.engine.stopping.cancelled() => return LockError::ShutDown,
                 () = clock.sleep_until(deadline.unwrap_or(Moment::FAR_FUTURE)) => return self.timed_out(),
                 () = clock.sleep_until(self.report_at) => {
