@@ -1,6 +1,6 @@
 //! What all handles of one store share: the store itself, its clock, what is under way to it, and the obstacles that tests put in its way.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     pub(crate) faults: Mutex<Faults>,
     /// Claims of which a copy that was guarded by the key's absence was never answered: no release can fence it against a deletion.
-    unfenced: Mutex<HashSet<ClaimId>>,
+    unfenced: Mutex<BTreeSet<ClaimId>>,
     /// Tells those who let time pass that something happens earlier than they thought.
     hastened: Notify,
     /// How many let time pass for all.
@@ -170,7 +170,7 @@ impl Shared {
         self.with_state(|state, _| state.under_way.len())
     }
 
-    pub(crate) fn unfenced(&self) -> MutexGuard<'_, HashSet<ClaimId>> {
+    pub(crate) fn unfenced(&self) -> MutexGuard<'_, BTreeSet<ClaimId>> {
         self.unfenced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
