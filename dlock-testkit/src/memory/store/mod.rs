@@ -10,7 +10,7 @@ use dlock_core::{
     Claim, ClaimId, Cursor, FencingToken, Key, Metadata, Mode, Moment, Place, Release, SessionId, Standing, Together,
 };
 
-use super::request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
+use super::request::{Guard, Profile, Reply, Request, Rules};
 use line::{Entry, KeyState};
 
 mod line;
@@ -29,30 +29,20 @@ pub struct Store {
     sessions: BTreeMap<SessionId, Liveness>,
     keys: BTreeMap<Key, KeyState>,
     delays: BTreeMap<Key, Moment>,
-    /// Claims that are over, released or refused, of which no copy takes effect any more; forgotten with their session.
-    tombstones: BTreeSet<(SessionId, ClaimId)>,
-    grants: BTreeMap<Key, Vec<GrantRecord>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Liveness {
     ttl: Duration,
     lapses_at: Moment,
+    /// Its claims that are over, released or refused, of which no copy takes effect any more.
+    tombstones: BTreeSet<ClaimId>,
 }
 
 impl Store {
     /// An empty store.
     pub fn new(rules: Rules) -> Self {
-        Self {
-            rules,
-            revision: 0,
-            opened: 0,
-            sessions: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            delays: BTreeMap::new(),
-            tombstones: BTreeSet::new(),
-            grants: BTreeMap::new(),
-        }
+        Self { rules, revision: 0, opened: 0, sessions: BTreeMap::new(), keys: BTreeMap::new(), delays: BTreeMap::new() }
     }
 
     /// The rules it follows.
@@ -88,6 +78,9 @@ impl Store {
 
     /// Lets sessions and delays whose time is over end.
     pub fn pass(&mut self, now: Moment) {
+        if self.next_change().is_none_or(|next| now < next) {
+            return;
+        }
         let lapsed: Vec<_> =
             self.sessions.iter().filter(|(_, session)| now >= session.lapses_at).map(|(id, _)| id.clone()).collect();
         for id in lapsed {
@@ -121,7 +114,9 @@ impl Store {
             Profile::Slot | Profile::Line => SessionId::new(format!("session-{}", self.opened)),
         };
         let lapses_at = now.plus(ttl * self.rules.lapses_after_percent / 100);
-        self.sessions.insert(id.clone(), Liveness { ttl, lapses_at });
+        // A copy of the request may have opened it, and claims been released since.
+        let liveness = self.sessions.entry(id.clone()).or_default();
+        (liveness.ttl, liveness.lapses_at) = (ttl, lapses_at);
         Reply::Opened(id)
     }
 
@@ -141,7 +136,6 @@ impl Store {
         if self.sessions.remove(id).is_none() {
             return;
         }
-        self.tombstones.retain(|(session, _)| session != id);
         let keys: Vec<_> = self.keys.iter().filter(|(_, state)| state.line.iter().any(|entry| entry.session == *id)).collect();
         // A line delays whoever comes to its key, not whoever holds a ticket.
         let line = self.rules.profile == Profile::Line;
@@ -164,12 +158,10 @@ impl Store {
     }
 
     fn claim(&mut self, session: &SessionId, claim: &Arc<Claim>, place: Place, guard: Guard, now: Moment) -> Reply {
-        if !self.sessions.contains_key(session) {
-            return Reply::Standing(Standing::SessionGone);
-        }
+        let Some(liveness) = self.sessions.get(session) else { return Reply::Standing(Standing::SessionGone) };
         #[cfg(dlock_planted)]
         let guard = if Bug::LateClaimLands.is_on() { self.guard(&claim.key) } else { guard };
-        if self.tombstones.contains(&(session.clone(), claim.id)) {
+        if liveness.tombstones.contains(&claim.id) {
             return Reply::Standing(Standing::ClaimGone);
         }
         let free = KeyState::default();
@@ -232,9 +224,7 @@ impl Store {
 
     /// Grants all of these, or none.
     fn claim_all(&mut self, session: &SessionId, claims: &[(Arc<Claim>, Guard)], now: Moment) -> Reply {
-        if !self.sessions.contains_key(session) {
-            return Reply::Together(Together::SessionGone);
-        }
+        let Some(liveness) = self.sessions.get(session) else { return Reply::Together(Together::SessionGone) };
         if claims.iter().all(|(claim, _)| self.holds(session, claim)) {
             return Reply::Together(Together::Held { tokens: self.tokens(session, claims) });
         }
@@ -251,7 +241,7 @@ impl Store {
             }
             let slot = self.rules.profile == Profile::Slot;
             let holder = state.line.first().filter(|holder| !slot || holder.session != *session);
-            let over = self.tombstones.contains(&(session.clone(), claim.id));
+            let over = liveness.tombstones.contains(&claim.id);
             if holder.is_some() || over || self.delays.contains_key(&claim.key) {
                 return Reply::Together(Together::Busy { claim: refused, holder: holder.map(Entry::holder) });
             }
@@ -298,11 +288,10 @@ impl Store {
                 return delayed;
             }
             let token = FencingToken::new(self.revision + 1);
-            self.change_and_grant(key, |state| {
-                let entry = &mut state.line[place];
-                entry.token = token.unwrap_or(entry.token);
-                vec![entry.grant()]
-            });
+            let state = self.touch(key);
+            let entry = &mut state.line[place];
+            entry.token = token.unwrap_or(entry.token);
+            state.grants.push(entry.grant());
         }
         let state = &self.keys[key];
         if state.line[place].granted {
@@ -328,8 +317,8 @@ impl Store {
         }
         #[cfg(dlock_planted)]
         let slot = slot || Bug::LateClaimLands.is_on();
-        if !slot && self.sessions.contains_key(session) {
-            self.tombstones.insert((session.clone(), claim.id));
+        if !slot && let Some(liveness) = self.sessions.get_mut(session) {
+            liveness.tombstones.insert(claim.id);
         }
         if had { Release::Released } else { Release::NotHeld }
     }
@@ -337,22 +326,20 @@ impl Store {
     /// Changes a key, moves its index, and grants it to whoever has room for it now; in the line profile nobody is granted anything unasked.
     fn change(&mut self, key: &Key, change: impl FnOnce(&mut KeyState)) {
         let unasked = self.rules.profile != Profile::Line;
-        self.change_and_grant(key, |state| {
-            change(state);
-            if unasked { state.grant() } else { Vec::new() }
-        });
+        let state = self.touch(key);
+        change(state);
+        if unasked {
+            state.grant();
+        }
     }
 
-    /// Changes a key, moves its index, and records what was granted.
-    fn change_and_grant(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> Vec<GrantRecord>) {
+    /// A key that is about to be changed: its index has moved.
+    fn touch(&mut self, key: &Key) -> &mut KeyState {
         self.revision += 1;
         let state = self.keys.entry(key.clone()).or_default();
         state.index = self.revision;
         state.exists = true;
-        let granted = change(state);
-        if !granted.is_empty() {
-            self.grants.entry(key.clone()).or_default().extend(granted);
-        }
+        state
     }
 
     /// Replaces what the holder published; `false` when the claim does not hold the key.

@@ -96,7 +96,7 @@ impl Store {
 
     /// Every grant of a key so far, in order.
     pub fn grants(&self, key: &Key) -> &[GrantRecord] {
-        self.grants.get(key).map_or(&[], Vec::as_slice)
+        self.keys.get(key).map_or(&[], |state| &state.grants)
     }
 
     /// How often what a claim published was changed.
