@@ -41,7 +41,7 @@ struct State {
     waiters: Vec<Waiter>,
     /// The store changed, and those who wait were not asked.
     unannounced: bool,
-    /// When something happens next, as those know who let time pass.
+    /// When something happens next by itself, as of the last look.
     next: Moment,
     observer: Option<Arc<dyn Observer>>,
 }
@@ -138,7 +138,9 @@ impl Shared {
     fn with_state<T>(&self, act: impl FnOnce(&mut State, Moment) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
-        state.pass(now);
+        if now >= state.next {
+            state.pass(now);
+        }
         let outcome = act(&mut state, now);
         state.announce();
         let next = state.next_change();
@@ -184,7 +186,8 @@ impl Shared {
         match self.meet(call).await? {
             None => match network {
                 None => Ok(self.apply(&request)),
-                Some(network) => self.travel(network, call, request).await,
+                // In a box of its own, so that not every call makes room for it.
+                Some(network) => Box::pin(self.travel(network, call, request)).await,
             },
             Some(Obstacle::LoseReply) => {
                 self.apply(&request);
