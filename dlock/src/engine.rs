@@ -95,14 +95,14 @@ impl Engine {
                 session
             })
         };
-        self.keep_all();
+        self.keep_all(self.clock.now());
         session
     }
 
     /// Starts a keeper for every session that has none: new ones, and those whose runtime has ended or is not driven.
-    pub(crate) fn keep_all(self: &Arc<Self>) {
+    pub(crate) fn keep_all(self: &Arc<Self>, now: Moment) {
         for session in self.sessions_mut().iter() {
-            if let Some(number) = session.take_over() {
+            if let Some(number) = session.take_over(now) {
                 // Owned by the session: ends when its lease is done, or another has taken over.
                 self.options.spawn.run(Keeper::keep(Arc::clone(self), Arc::clone(session), number));
             }

@@ -38,9 +38,9 @@ pub(crate) async fn acquire(
     if engine.stopping.is_cancelled() {
         return Err(LockError::ShutDown);
     }
-    // What an ended runtime left undone may be what keeps the gate closed.
-    engine.keep_all();
     let started = engine.clock.now();
+    // What an ended runtime left undone may be what keeps the gate closed.
+    engine.keep_all(started);
     let mut acquisition = Acquisition::new(engine, key, place, options, started);
     let outcome = acquisition.contend().await;
     if let Err(error) = &outcome {
@@ -120,12 +120,12 @@ impl Acquisition {
             tried = true;
             let Some((attempt, token)) = self.hold(pass).await? else { return Ok(None) };
             // Granted with a session that is not believed any more: it is given back, and another is tried.
-            let Some(grant) = attempt.into_grant(token, self.limits()) else {
+            let now = self.engine.clock.now();
+            let Some(grant) = attempt.into_grant(token, now, self.limits(now)) else {
                 tokio::task::yield_now().await;
                 continue;
             };
-            let waited = self.engine.clock.now().saturating_since(self.started);
-            tracing::debug!(key = %self.key, %token, ?waited, "acquired");
+            tracing::debug!(key = %self.key, %token, waited = ?now.saturating_since(self.started), "acquired");
             return Ok(Some(grant));
         }
     }
@@ -288,7 +288,7 @@ impl Acquisition {
                 error = self.interrupted(None) => return Err(error),
                 () = clock.sleep_until(until) => return Ok(AcquireEvent::Elapsed),
                 // The session's keeper may live on a runtime that nobody drives any more.
-                () = clock.sleep_until(look_again) => self.engine.keep_all(),
+                () = clock.sleep_until(look_again) => self.engine.keep_all(clock.now()),
             }
         }
     }
@@ -351,8 +351,8 @@ impl Acquisition {
         }
     }
 
-    fn limits(&self) -> HoldLimits {
-        let now = self.engine.clock.now();
+    /// The bounds on a hold that begins now.
+    fn limits(&self, now: Moment) -> HoldLimits {
         let options = &self.options;
         HoldLimits {
             stop_before: options.stop_before,

@@ -27,8 +27,8 @@ pub(crate) async fn acquire_all(engine: Arc<Engine>, keys: Vec<Key>, options: Re
     if engine.stopping.is_cancelled() {
         return Err(LockError::ShutDown);
     }
-    engine.keep_all();
     let started = engine.clock.now();
+    engine.keep_all(started);
     let acquisition = |key| Acquisition::new(Arc::clone(&engine), key, Place::Queue, options.clone(), started);
     let mut several = Several { acquisitions: keys.into_iter().map(acquisition).collect(), failures: 0, engine };
     loop {
@@ -77,10 +77,11 @@ impl Several {
             return Ok(None);
         }
         // The time to hold begins for all of them now.
-        let Some(limits) = self.acquisitions.first().map(Acquisition::limits) else { return Ok(Some(Vec::new())) };
+        let now = self.engine.clock.now();
+        let Some(limits) = self.acquisitions.first().map(|first| first.limits(now)) else { return Ok(Some(Vec::new())) };
         let mut guards = Vec::new();
         for (attempt, token) in holding {
-            let Some(grant) = attempt.into_grant(token, limits) else { return Ok(None) };
+            let Some(grant) = attempt.into_grant(token, now, limits) else { return Ok(None) };
             guards.push(LockGuard::new(grant, Arc::clone(&self.engine)));
         }
         Ok(Some(guards))

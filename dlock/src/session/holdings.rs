@@ -28,11 +28,11 @@ impl Session {
         self: &Arc<Self>,
         claim: Arc<Claim>,
         token: FencingToken,
+        now: Moment,
         limits: HoldLimits,
         unanswered: bool,
         pass: Option<Pass>,
     ) -> Result<Arc<Grant>, Option<Pass>> {
-        let now = self.clock.now();
         let mut state = self.state();
         let id = claim.id;
         // Not the grant's own limits: whoever set them is told by the guard.
