@@ -30,10 +30,10 @@ use crate::stage::Stage;
 ///
 /// Free to drop at any point: what was begun is undone in the background.
 pub(crate) async fn acquire(
-    engine: Arc<Engine>,
-    key: Key,
+    engine: &Arc<Engine>,
+    key: &Key,
     place: Place,
-    options: RequestOptions,
+    options: &RequestOptions,
 ) -> Result<Option<Arc<Grant>>, LockError> {
     if engine.stopping.is_cancelled() {
         return Err(LockError::ShutDown);
@@ -75,11 +75,11 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
 }
 
 /// What stays the same over all attempts, and what was last heard.
-struct Acquisition {
-    engine: Arc<Engine>,
-    key: Key,
+struct Acquisition<'a> {
+    engine: &'a Arc<Engine>,
+    key: &'a Key,
     place: Place,
-    options: RequestOptions,
+    options: &'a RequestOptions,
     metadata: Option<Arc<Metadata>>,
     acquired_at: Arc<str>,
     started: Moment,
@@ -89,8 +89,8 @@ struct Acquisition {
     error: Option<StoreError>,
 }
 
-impl Acquisition {
-    fn new(engine: Arc<Engine>, key: Key, place: Place, options: RequestOptions, started: Moment) -> Self {
+impl<'a> Acquisition<'a> {
+    fn new(engine: &'a Arc<Engine>, key: &'a Key, place: Place, options: &'a RequestOptions, started: Moment) -> Self {
         let limit = if place == Place::Try { Some(TRY_LIMIT) } else { options.wait_at_most };
         Self {
             metadata: (!options.metadata.is_empty()).then(|| Arc::new(options.metadata.clone())),
@@ -166,14 +166,13 @@ impl Acquisition {
 
     /// Waits at the gate of the key; a try does not, the first time.
     async fn pass(&mut self, again: bool) -> Result<Option<Pass>, LockError> {
-        let gates = Arc::clone(&self.engine.gates);
+        let (gates, key) = (&self.engine.gates, self.key);
         if self.place == Place::Try && !again {
-            return Ok(gates.try_pass(&self.key));
+            return Ok(gates.try_pass(key));
         }
-        let key = self.key.clone();
         let pass = tokio::select! {
             biased;
-            pass = gates.pass(&key) => pass,
+            pass = gates.pass(key) => pass,
             error = self.interrupted(self.deadline) => match error {
                 // Another task of this process has it.
                 LockError::TimedOut { .. } if self.place == Place::Try => return Ok(None),
