@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, Metadata, Moment};
+use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, Key, Metadata, Moment};
 use tokio::sync::{Notify, oneshot};
 
 use super::clock::StoreClock;
 use super::control::{Call, Faults, Obstacle};
 use super::network::{ChangedBy, Homeward, Network, Observer, Outward, Route};
-use super::request::{Reply, Request, Rules};
+use super::request::{Guard, Profile, Reply, Request, Rules};
 use super::store::Store;
 
 pub(crate) struct Shared {
@@ -27,6 +27,7 @@ pub(crate) struct Shared {
     timekeepers: AtomicUsize,
     /// Tells those who relied on a timekeeper that there is none.
     unkept: Notify,
+    profile: Profile,
     capabilities: Capabilities,
     clock: StoreClock,
 }
@@ -110,6 +111,7 @@ impl State {
 
 impl Shared {
     pub(crate) fn new(rules: Rules, capabilities: Capabilities, fast_ppm: u32, observer: Option<Arc<dyn Observer>>) -> Self {
+        let profile = rules.profile;
         let state = State {
             store: Store::new(rules),
             under_way: BTreeMap::new(),
@@ -126,6 +128,7 @@ impl Shared {
             hastened: Notify::new(),
             timekeepers: AtomicUsize::new(0),
             unkept: Notify::new(),
+            profile,
             capabilities,
             clock: StoreClock::new(fast_ppm),
         }
@@ -156,6 +159,11 @@ impl Shared {
     /// Reads the store as of now.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Store) -> T) -> T {
         self.with_state(|state, _| read(&state.store))
+    }
+
+    /// The guard that a claim sent now carries; the store is asked only where that depends on the key.
+    pub(crate) fn guard(&self, key: &Key) -> Guard {
+        self.profile.guard(|| self.read(|store| store.index_if_exists(key)))
     }
 
     /// Changes the store now, and tells everyone who waits for that.

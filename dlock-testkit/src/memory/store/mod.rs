@@ -52,10 +52,7 @@ impl Store {
 
     /// The guard that a claim sent now would carry.
     pub fn guard(&self, key: &Key) -> Guard {
-        match self.rules.profile {
-            Profile::Queue | Profile::Line => Guard::Tombstone,
-            Profile::Slot => Guard::Index(self.keys.get(key).filter(|state| state.exists).map_or(0, |state| state.index)),
-        }
+        self.rules.profile.guard(|| self.index_if_exists(key))
     }
 
     /// Applies one request, whenever it arrives.
