@@ -323,19 +323,23 @@ impl<'a> Acquisition<'a> {
     /// Returns when the caller or the locker wants no more of it; reports a long wait in passing.
     async fn interrupted(&mut self, deadline: Option<Moment>) -> LockError {
         let clock = self.engine.clock;
+        let deadline = deadline.unwrap_or(Moment::FAR_FUTURE);
         loop {
             tokio::select! {
                 biased;
                 () = self.options.cancelled() => return LockError::Cancelled { key: self.key.clone() },
                 () = self.engine.stopping.cancelled() => return LockError::ShutDown,
-                () = clock.sleep_until(deadline.unwrap_or(Moment::FAR_FUTURE)) => return self.timed_out(),
-                () = clock.sleep_until(self.report_at) => {
-                    let waited = clock.now().saturating_since(self.started);
+                () = clock.sleep_until(deadline.min(self.report_at)) => {
+                    let now = clock.now();
+                    if now >= deadline {
+                        return self.timed_out();
+                    }
+                    let waited = now.saturating_since(self.started);
                     let last_holder = self.holder.as_ref().and_then(Holder::owner);
                     let error = self.error.as_ref().map(tracing::field::display);
                     tracing::info!(key = %self.key, ?waited, last_holder, error, "still waiting for lock");
                     // Each report doubles the time to the next.
-                    self.report_at = clock.now().plus(waited.max(REPORT_WAITING_AFTER));
+                    self.report_at = now.plus(waited.max(REPORT_WAITING_AFTER));
                 }
             }
         }
