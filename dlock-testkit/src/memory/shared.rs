@@ -71,7 +71,7 @@ impl State {
             let ((at, _), parcel) = first.remove_entry();
             self.elapse(at);
             parcel.network.arrived(parcel.number);
-            let reply = self.change(ChangedBy::Request, |store| store.apply(&parcel.request, at));
+            let reply = self.change(ChangedBy::Request, |store| store.answer(&parcel.request, at));
             if let Some(tell) = parcel.tell.filter(|tell| !tell.is_closed()) {
                 // A caller that gives up at this very moment hears nothing.
                 _ = tell.send((reply, parcel.network.replies(parcel.number)));
@@ -172,7 +172,7 @@ impl Shared {
     }
 
     pub(crate) fn apply(&self, request: &Request) -> Reply {
-        self.change(ChangedBy::Request, |store, now| store.apply(request, now))
+        self.change(ChangedBy::Request, |store, now| store.answer(request, now))
     }
 
     /// How many requests are under way.

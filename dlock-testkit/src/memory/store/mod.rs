@@ -58,6 +58,11 @@ impl Store {
     /// Applies one request, whenever it arrives.
     pub fn apply(&mut self, request: &Request, now: Moment) -> Reply {
         self.pass(now);
+        self.answer(request, now)
+    }
+
+    /// Applies a request at a moment up to which time has passed.
+    pub(crate) fn answer(&mut self, request: &Request, now: Moment) -> Reply {
         match request {
             Request::Open { id, ttl } => self.open(id, *ttl, now),
             Request::Renew(id) => self.renew(id, now),
