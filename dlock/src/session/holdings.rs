@@ -39,8 +39,7 @@ impl Session {
         if state.refusing || self.loss.get().is_some() || now >= self.believed_until() {
             return Err(pass);
         }
-        let grant = Arc::new(Grant::new(claim, token, Arc::clone(self), now, limits, unanswered));
-        grant.keep_gate(pass);
+        let grant = Arc::new(Grant::new(claim, token, Arc::clone(self), now, limits, unanswered, pass));
         state.grants.insert(id, Arc::clone(&grant));
         let timer = limits.hold_until.min(limits.report_at);
         if timer != Moment::FAR_FUTURE {
