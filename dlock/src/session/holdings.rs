@@ -60,7 +60,9 @@ impl Session {
     pub(crate) fn take(&self, id: ClaimId) -> Option<Arc<Grant>> {
         let mut state = self.state();
         let grant = state.grants.remove(&id)?;
-        state.timers.remove(&(grant.limits.hold_until, id));
+        if grant.limits.hold_until != Moment::FAR_FUTURE {
+            state.timers.remove(&(grant.limits.hold_until, id));
+        }
         state.timers.remove(&(grant.limits.report_at, id));
         state.early.remove(&(grant.limits.stop_before, id));
         if let Some(until) = state.lingering.remove(&id) {

@@ -221,8 +221,7 @@ impl Session {
 
     /// Whether new claims may use it.
     pub(crate) fn is_usable(&self) -> bool {
-        let over = matches!(self.stages.look().0, Stage::Over | Stage::Refused(_));
-        !over && self.state().ending == Ending::Wanted
+        !self.stages.is_over() && self.state().ending == Ending::Wanted
     }
 
     /// How long what it has can stay at the store from now on if nothing more reaches it.
