@@ -191,10 +191,14 @@ impl Shared {
         call: Call,
         request: Request,
     ) -> Result<Reply, BackendError> {
-        match self.meet(call).await? {
+        let obstacle = match self.obstacle(call) {
+            // In boxes of their own, as the way over a network: not every call makes room for them.
+            Some(obstacle) => Box::pin(meet(obstacle)).await?,
+            None => None,
+        };
+        match obstacle {
             None => match network {
                 None => Ok(self.apply(&request)),
-                // In a box of its own, so that not every call makes room for it.
                 Some(network) => Box::pin(self.travel(network, call, request)).await,
             },
             Some(Obstacle::LoseReply) => {
@@ -209,18 +213,9 @@ impl Shared {
         }
     }
 
-    /// Meets the obstacles that concern every kind of call; what is left concerns requests.
-    async fn meet(&self, call: Call) -> Result<Option<Obstacle>, BackendError> {
-        let obstacle = self.faults.lock().unwrap_or_else(PoisonError::into_inner).next(call);
-        match obstacle {
-            Some(Obstacle::Fail(kind)) => Err(BackendError::new(kind, "failed by a test")),
-            Some(Obstacle::Hang) => std::future::pending().await,
-            Some(Obstacle::Delay(delay)) => {
-                tokio::time::sleep(delay).await;
-                Ok(None)
-            }
-            other => Ok(other),
-        }
+    /// What a test put in the way of this call.
+    fn obstacle(&self, call: Call) -> Option<Obstacle> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).next(call)
     }
 
     async fn travel(self: &Arc<Self>, network: &Arc<dyn Network>, call: Call, request: Request) -> Result<Reply, BackendError> {
@@ -256,7 +251,9 @@ impl Shared {
         claim: Option<&Claim>,
         answer: impl Future<Output = T>,
     ) -> Result<T, BackendError> {
-        if self.meet(call).await?.is_some() {
+        if let Some(obstacle) = self.obstacle(call)
+            && meet(obstacle).await?.is_some()
+        {
             return Err(BackendError::new(ErrorKind::Transient, "the reply was lost by a test"));
         }
         let Some(network) = network else { return Ok(answer.await) };
@@ -381,6 +378,19 @@ impl Drop for Kept<'_> {
     fn drop(&mut self) {
         self.0.timekeepers.fetch_sub(1, Ordering::AcqRel);
         self.0.unkept.notify_waiters();
+    }
+}
+
+/// Meets the obstacles that concern every kind of call; what is left concerns requests.
+async fn meet(obstacle: Obstacle) -> Result<Option<Obstacle>, BackendError> {
+    match obstacle {
+        Obstacle::Fail(kind) => Err(BackendError::new(kind, "failed by a test")),
+        Obstacle::Hang => std::future::pending().await,
+        Obstacle::Delay(delay) => {
+            tokio::time::sleep(delay).await;
+            Ok(None)
+        }
+        other => Ok(Some(other)),
     }
 }
 
