@@ -63,7 +63,7 @@ pub(crate) async fn amend(grant: &Grant, metadata: Metadata) -> Result<(), Amend
         biased;
         // Never closed; whoever is given up gives its turn on.
         reason = grant.lost() => return Err(lost(reason)),
-        turn = grant.amending.acquire() => turn,
+        turn = grant.amendment().turn.acquire() => turn,
         () = clock.sleep_until(limit) => return Err(AmendError::Unknown { key: key.clone(), cause }),
     };
     loop {

@@ -1,5 +1,6 @@
-//! The clock that a backend's deadlines live on: the one place that reads time.
+//! The clock that a backend's deadlines live on, and the one that people read: the one place that reads time.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dlock_core::{ClockSource, Moment};
@@ -57,6 +58,29 @@ impl Clock {
     }
 }
 
+/// The time of day, to the second, for people to read; no deadline lives on it.
+#[derive(Debug, Default)]
+pub(crate) struct WallClock {
+    /// The last second that was asked for, since 1970, and how it is spelled: locks that begin in one second share it.
+    last: Mutex<Option<(i64, Arc<str>)>>,
+}
+
+impl WallClock {
+    /// Now, as RFC 3339 has it.
+    pub(crate) fn now(&self) -> Arc<str> {
+        let now = jiff::Timestamp::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((second, spelled)) = &*last
+            && *second == now.as_second()
+        {
+            return Arc::clone(spelled);
+        }
+        let spelled: Arc<str> = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+        *last = Some((now.as_second(), Arc::clone(&spelled)));
+        spelled
+    }
+}
+
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "fuchsia"))]
 fn since_boot() -> Option<Duration> {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -79,6 +103,19 @@ mod tests {
         let first = clock.now();
         assert!(clock.now() >= first);
         assert_eq!(since_boot().is_some(), first.since_origin() > Duration::from_millis(100));
+    }
+
+    #[test]
+    fn the_time_of_day_is_spelled_to_the_second_whether_it_was_asked_for_or_not() {
+        let clock = WallClock::default();
+        let second = || jiff::Timestamp::now().as_second();
+        for _ in 0..2 {
+            let before = second();
+            let spelled = clock.now();
+            let read: jiff::Timestamp = spelled.parse().unwrap();
+            assert!((before..=second()).contains(&read.as_second()), "{spelled}");
+            assert_eq!(spelled.len(), "1970-01-01T00:00:00Z".len());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -125,10 +125,9 @@ impl Election {
         let chance = Chance(fastrand::u32(..));
         let pause = self.wanted.options.retry.pause(1, chance).unwrap_or(Self::PAUSE).max(Self::PAUSE);
         let key = self.wanted.key.clone()?;
-        let cancelled = self.wanted.options.cancel_on.clone().unwrap_or_default();
         tokio::select! {
             biased;
-            () = cancelled.cancelled() => Err(LockError::Cancelled { key }),
+            () = self.wanted.options.cancelled() => Err(LockError::Cancelled { key }),
             () = engine.stopping.cancelled() => Err(LockError::ShutDown),
             () = engine.clock.sleep_until(engine.clock.now().plus(pause)) => Ok(()),
         }

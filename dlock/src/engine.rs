@@ -7,7 +7,7 @@ use dlock_core::{Chance, LockBackend, Moment, RetryPolicy};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, WallClock};
 use crate::gate::Gates;
 use crate::keeper::Keeper;
 use crate::options::LockerOptions;
@@ -17,6 +17,7 @@ use crate::session::Session;
 pub(crate) struct Engine {
     pub(crate) backend: Arc<dyn LockBackend>,
     pub(crate) clock: Clock,
+    pub(crate) wall_clock: WallClock,
     pub(crate) options: LockerOptions,
     pub(crate) gates: Arc<Gates>,
     /// Cancelled when the locker is shut down.
@@ -36,6 +37,7 @@ impl Engine {
         Self {
             backend,
             clock,
+            wall_clock: WallClock::default(),
             options,
             gates: Arc::default(),
             stopping: CancellationToken::new(),
@@ -93,14 +95,14 @@ impl Engine {
                 session
             })
         };
-        self.keep_all();
+        self.keep_all(self.clock.now());
         session
     }
 
     /// Starts a keeper for every session that has none: new ones, and those whose runtime has ended or is not driven.
-    pub(crate) fn keep_all(self: &Arc<Self>) {
+    pub(crate) fn keep_all(self: &Arc<Self>, now: Moment) {
         for session in self.sessions_mut().iter() {
-            if let Some(number) = session.take_over() {
+            if let Some(number) = session.take_over(now) {
                 // Owned by the session: ends when its lease is done, or another has taken over.
                 self.options.spawn.run(Keeper::keep(Arc::clone(self), Arc::clone(session), number));
             }

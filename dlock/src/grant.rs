@@ -1,7 +1,7 @@
 //! One lock that this process holds, as the guard, its witnesses and the keeper share it.
 
 use std::sync::atomic::{AtomicU8, Ordering, fence};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 #[cfg(dlock_planted)]
@@ -30,12 +30,19 @@ pub(crate) struct Grant {
     cancellation: OnceLock<CancellationToken>,
     /// Where several locks are held together: what the loss of any cancels.
     together: OnceLock<CancellationToken>,
-    /// What the user published last in place of what the claim says.
-    amended: Mutex<Option<Arc<Metadata>>>,
-    /// Whoever amends: one after the other.
-    pub(crate) amending: Semaphore,
+    /// In a box of its own, since few are amended and many may be held.
+    amendment: OnceLock<Box<Amendment>>,
     pass: Mutex<Option<Pass>>,
     hold: Hold,
+}
+
+/// What a holder published since its claim.
+#[derive(Debug)]
+pub(crate) struct Amendment {
+    /// The last that the store answered, in place of what the claim says.
+    published: Mutex<Option<Arc<Metadata>>>,
+    /// Whoever amends: one after the other.
+    pub(crate) turn: Semaphore,
 }
 
 /// The bounds on how long one lock is held.
@@ -58,6 +65,7 @@ impl Grant {
         granted_at: Moment,
         limits: HoldLimits,
         unanswered: bool,
+        pass: Option<Pass>,
     ) -> Self {
         let hold = Hold::begin(session.clock(), granted_at, claim.mode);
         Self {
@@ -71,9 +79,8 @@ impl Grant {
             lost: Notify::new(),
             cancellation: OnceLock::new(),
             together: OnceLock::new(),
-            amended: Mutex::new(None),
-            amending: Semaphore::const_new(1),
-            pass: Mutex::new(None),
+            amendment: OnceLock::new(),
+            pass: Mutex::new(pass),
             hold,
         }
     }
@@ -83,20 +90,19 @@ impl Grant {
         (self.claim.mode == Mode::Exclusive).then_some(self.token)
     }
 
-    /// Keeps the gate of the key closed from here on.
-    pub(crate) fn keep_gate(&self, pass: Option<Pass>) {
-        *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = pass;
-    }
-
     /// What the user published last, as far as the store answered.
     pub(crate) fn metadata(&self) -> Option<Arc<Metadata>> {
-        let amended = self.amended.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        amended.or_else(|| self.claim.metadata.clone())
+        let published = self.amendment.get().and_then(|amendment| amendment.published().clone());
+        published.or_else(|| self.claim.metadata.clone())
     }
 
     /// The store answered that others read this from now on.
     pub(crate) fn amended(&self, metadata: Arc<Metadata>) {
-        *self.amended.lock().unwrap_or_else(PoisonError::into_inner) = Some(metadata);
+        *self.amendment().published() = Some(metadata);
+    }
+
+    pub(crate) fn amendment(&self) -> &Amendment {
+        self.amendment.get_or_init(|| Box::new(Amendment { published: Mutex::new(None), turn: Semaphore::const_new(1) }))
     }
 
     /// What is owed to the store for this grant, once it was [taken](Session::take) out of its session.
@@ -214,6 +220,12 @@ impl Grant {
 
     fn told(&self) -> Option<Loss> {
         reason(self.loss.load(Ordering::Acquire))
+    }
+}
+
+impl Amendment {
+    fn published(&self) -> MutexGuard<'_, Option<Arc<Metadata>>> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

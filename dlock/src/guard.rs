@@ -53,19 +53,20 @@ impl LockGuard {
         let grant = Arc::clone(&self.held.grant);
         let session = Arc::clone(&grant.session);
         let clock = session.clock();
-        self.engine.keep_all();
-        if grant.loss(clock.now()).is_some() {
+        let now = clock.now();
+        self.engine.keep_all(now);
+        if grant.loss(now).is_some() {
             // Dropping hands over whatever is still owed.
             return Ok(ReleaseOutcome::NotHeld);
         }
         let Some(grant) = session.take(grant.claim.id) else { return Ok(ReleaseOutcome::NotHeld) };
         let owed = grant.owed();
-        if clock.now() < owed.from {
+        if now < owed.from {
             session.hand_in(owed);
             return Ok(ReleaseOutcome::Deferred);
         }
         // Time for two attempts; what is dropped half-way goes on in the session's keeper.
-        let limit = clock.now().plus(Lease::attempt(session.ttl()).max(LEAST_ATTEMPT) * 2 + LEAST_ATTEMPT);
+        let limit = now.plus(Lease::attempt(session.ttl()).max(LEAST_ATTEMPT) * 2 + LEAST_ATTEMPT);
         let undone = tokio::select! {
             biased;
             undone = Undoing::new(Arc::clone(&session), owed).run() => undone,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,14 @@ pub(crate) struct RequestOptions {
 }
 
 impl RequestOptions {
+    /// Returns when the caller's token is cancelled; never without one. Free to drop.
+    pub(crate) async fn cancelled(&self) {
+        match &self.cancel_on {
+            Some(token) => token.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
     pub(crate) fn validate(&self, ttl: Duration) -> Result<(), InvalidOptions> {
         if let Some(mistake) = &self.mistake {
             return Err(mistake.clone());
@@ -104,14 +113,28 @@ impl RequestOptions {
 
 /// Checks that the store has room for what a holder publishes, with the entries that dlock adds.
 pub(crate) fn validate_metadata(metadata: &Metadata, owner: &str, limits: Limits) -> Result<(), InvalidOptions> {
-    let json_bytes = |json: serde_json::Result<String>| json.map_or(usize::MAX, |json| json.len());
-    let (user, owner) = (json_bytes(serde_json::to_string(metadata)), json_bytes(serde_json::to_string(owner)));
+    let mut json = Count(0);
+    let written = serde_json::to_writer(&mut json, metadata).and_then(|()| serde_json::to_writer(&mut json, owner));
     // The names, a timestamp, a claim id, a token, quotes and commas.
-    let bytes = user.saturating_add(owner).saturating_add(RESERVED_BYTES);
+    let bytes = written.map_or(usize::MAX, |()| json.0.saturating_add(RESERVED_BYTES));
     if bytes > limits.metadata_bytes {
         return Err(InvalidOptions::MetadataTooLarge { bytes, limit: limits.metadata_bytes });
     }
     Ok(())
+}
+
+/// How many bytes were written, and nothing else of them.
+struct Count(usize);
+
+impl io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub(crate) fn validate_ttl(ttl: Duration, capabilities: &Capabilities) -> Result<(), InvalidOptions> {

@@ -5,7 +5,6 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use dlock_core::{Key, Mode, Place, RetryPolicy};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -158,16 +157,15 @@ impl Wanted {
         self
     }
 
-    async fn acquire(self, place: Place) -> Result<Option<LockGuard>, LockError> {
-        let key = self.key?;
+    /// Borrows the locker, which so lives at least as long as the acquisition, and its sessions are not closed under it.
+    async fn acquire(&self, place: Place) -> Result<Option<LockGuard>, LockError> {
+        let key = self.key.as_ref().map_err(LockError::clone)?;
         let engine = self.locker.engine();
-        check_request(&engine, &key, &self.options)?;
+        check_request(&engine, key, &self.options)?;
         let mode = self.options.mode;
         let span = tracing::debug_span!("lock", %key, ?mode, ?place);
-        // The locker lives at least as long as the acquisition, so that its sessions are not closed under it.
-        let _alive = self.locker.clone();
         let wait = Wait::begin(engine.clock, mode);
-        let grant = acquire(engine.clone(), key, place, self.options).instrument(span).await;
+        let grant = acquire(&engine, key, place, &self.options).instrument(span).await;
         wait.end(grant.as_ref().map(Option::is_some));
         Ok(grant?.map(|grant| LockGuard::new(grant, engine)))
     }
@@ -192,8 +190,11 @@ impl IntoFuture for LockRequest {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        // A queue place is only given up for a guard or an error, never for `None`.
-        self.wanted.acquire(Place::Queue).map(|outcome| outcome.and_then(|guard| guard.ok_or(LockError::ShutDown))).boxed()
+        Box::pin(async move {
+            let guard = self.wanted.acquire(Place::Queue).await?;
+            // A queue place is only given up for a guard or an error, never for `None`.
+            guard.ok_or(LockError::ShutDown)
+        })
     }
 }
 
@@ -202,6 +203,6 @@ impl IntoFuture for TryRequest {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        self.wanted.acquire(Place::Try).boxed()
+        Box::pin(async move { self.wanted.acquire(Place::Try).await })
     }
 }

@@ -72,19 +72,19 @@ impl LockAllRequest {
 }
 
 impl WantedAll {
-    async fn acquire(self) -> Result<AllGuard, LockError> {
-        let keys = self.keys?;
+    /// Borrows the locker, which so lives at least as long as the acquisition, and its sessions are not closed under it.
+    async fn acquire(&self) -> Result<AllGuard, LockError> {
+        let keys = self.keys.as_ref().map_err(LockError::clone)?;
         if keys.is_empty() {
             return Err(InvalidOptions::NoKeys.into());
         }
         let engine = self.locker.engine();
-        for key in &keys {
+        for key in keys {
             check_request(&engine, key, &self.options)?;
         }
         let span = tracing::debug_span!("lock all", keys = keys.len());
-        let _alive = self.locker.clone();
         let wait = Wait::begin(engine.clock, self.options.mode);
-        let guards = acquire_all(engine, keys.into_iter().collect(), self.options).instrument(span).await;
+        let guards = acquire_all(&engine, keys, &self.options).instrument(span).await;
         wait.end(guards.as_ref().map(|_| true));
         Ok(AllGuard::new(guards?))
     }
@@ -95,7 +95,7 @@ impl IntoFuture for LockAllRequest {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        self.wanted.acquire().boxed()
+        Box::pin(async move { self.wanted.acquire().await })
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
     // A session's keeper may live on a runtime that nobody drives any more.
     let look_again = || clock.now().plus(engine.options.ttl / 12);
     engine.stopping.cancel();
-    engine.keep_all();
+    engine.keep_all(engine.clock.now());
     let mut held = Vec::new();
     for session in engine.sessions() {
         // From here on it grants nothing, so nobody holds a lock who is not told.
@@ -67,7 +67,7 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
                 biased;
                 () = quiet => {}
                 () = clock.sleep_until(deadline) => break,
-                () = clock.sleep_until(look_again()) => engine.keep_all(),
+                () = clock.sleep_until(look_again()) => engine.keep_all(engine.clock.now()),
             }
         }
     }
@@ -89,7 +89,7 @@ pub(crate) async fn shut_down(engine: &std::sync::Arc<Engine>, within: Duration)
             biased;
             () = forgotten => {}
             () = clock.sleep_until(deadline) => break false,
-            () = clock.sleep_until(look_again()) => engine.keep_all(),
+            () = clock.sleep_until(look_again()) => engine.keep_all(engine.clock.now()),
         }
     };
     let mut report = ShutdownReport::default();

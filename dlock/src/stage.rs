@@ -44,6 +44,11 @@ impl Stages {
         self.stage().clone()
     }
 
+    /// Whether it is not to be claimed with, now or later.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.stage().0, Stage::Over | Stage::Refused(_))
+    }
+
     /// Moves on, unless `advance` says that it left the stage as it was.
     pub(crate) fn advance(&self, advance: impl FnOnce(&mut Stage) -> bool) {
         let mut stage = self.stage();

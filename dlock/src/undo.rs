@@ -57,11 +57,15 @@ impl Undoing {
         let clock = session.clock();
         let Some(owed) = &mut self.owed else { return Undone::WithSession };
         let Some(id) = session.id() else { return Undone::WithSession };
+        // A session that only expired may still be alive at the store, so its claims are released all the same.
+        let is_gone = || session.loss() == Some(Loss::SessionGone);
+        if is_gone() {
+            return Undone::WithSession;
+        }
         let gone = async {
-            // A session that only expired may still be alive at the store, so its claims are released all the same.
             loop {
                 let (_, look) = session.stages.look();
-                if session.loss() == Some(Loss::SessionGone) {
+                if is_gone() {
                     return;
                 }
                 session.stages.moved_since(look).await;
@@ -101,8 +105,9 @@ impl Undoing {
         };
         tokio::select! {
             biased;
-            () = gone => Undone::WithSession,
+            // First, so that a release that is answered at once waits for nothing else.
             undone = release => undone,
+            () = gone => Undone::WithSession,
         }
     }
 }

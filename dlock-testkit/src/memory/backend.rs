@@ -245,7 +245,7 @@ impl LockBackend for Memory {
         let claim = Arc::new(claim.clone());
         // The first copy carries what is known when it is sent; if the key moved meanwhile, one more look decides.
         for _ in 0..2 {
-            let guard = self.shared.read(|store| store.guard(&claim.key));
+            let guard = self.shared.guard(&claim.key);
             let request = Request::Claim { session: session.clone(), claim: Arc::clone(&claim), place, guard };
             let first = guard == Guard::Index(0) && self.shared.unfenced().insert(claim.id);
             let answer = self.send(Call::Claim, request).await;
@@ -370,7 +370,7 @@ impl LockBackend for Memory {
         self.capabilities().check_together(claims)?;
         let claims: Vec<_> = claims.iter().cloned().map(Arc::new).collect();
         for _ in 0..2 {
-            let guarded = |claim: &Arc<Claim>| (Arc::clone(claim), self.shared.read(|store| store.guard(&claim.key)));
+            let guarded = |claim: &Arc<Claim>| (Arc::clone(claim), self.shared.guard(&claim.key));
             let guarded: Vec<_> = claims.iter().map(guarded).collect();
             let absent = guarded.iter().filter(|(_, guard)| *guard == Guard::Index(0));
             let first: Vec<_> = absent.map(|(claim, _)| claim.id).filter(|id| self.shared.unfenced().insert(*id)).collect();

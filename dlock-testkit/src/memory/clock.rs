@@ -25,7 +25,8 @@ impl StoreClock {
     /// The moment at which so much real time will have passed.
     pub(crate) fn after(self, real: Duration) -> Moment {
         let real = self.origin.elapsed() + real;
-        Moment::from_origin(real + scaled(real, self.fast_ppm, 1_000_000))
+        let ahead = if self.fast_ppm == 0 { Duration::ZERO } else { scaled(real, self.fast_ppm, 1_000_000) };
+        Moment::from_origin(real + ahead)
     }
 
     /// The real time in which so much passes at the store.

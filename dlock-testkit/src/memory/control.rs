@@ -1,6 +1,6 @@
 //! What a test does to the store behind the backs of its users.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 #[cfg(feature = "conformance")]
 use std::num::NonZeroU32;
@@ -28,7 +28,7 @@ pub(crate) const OTHER_PERMITS: &str = "others-";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A kind of call to the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)] // each is the call of that name
 pub enum Call {
     Open,
@@ -69,9 +69,9 @@ pub enum Outage {
 
 #[derive(Default)]
 pub(crate) struct Faults {
-    next: HashMap<Call, VecDeque<Obstacle>>,
+    next: BTreeMap<Call, VecDeque<Obstacle>>,
     outage: Option<Outage>,
-    counts: HashMap<Call, u64>,
+    counts: BTreeMap<Call, u64>,
 }
 
 impl Faults {

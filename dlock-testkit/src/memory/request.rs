@@ -17,6 +17,16 @@ pub enum Profile {
     Slot,
 }
 
+impl Profile {
+    /// What a claim is guarded with that is sent while the key has this index, zero if it does not exist.
+    pub(crate) fn guard(self, index: impl FnOnce() -> u64) -> Guard {
+        match self {
+            Self::Queue | Self::Line => Guard::Tombstone,
+            Self::Slot => Guard::Index(index()),
+        }
+    }
+}
+
 /// The rules of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {

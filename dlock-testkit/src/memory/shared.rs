@@ -1,19 +1,19 @@
 //! What all handles of one store share: the store itself, its clock, what is under way to it, and the obstacles that tests put in its way.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, Metadata, Moment};
+use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, Key, Metadata, Moment};
 use tokio::sync::{Notify, oneshot};
 
 use super::clock::StoreClock;
 use super::control::{Call, Faults, Obstacle};
 use super::network::{ChangedBy, Homeward, Network, Observer, Outward, Route};
-use super::request::{Reply, Request, Rules};
+use super::request::{Guard, Profile, Reply, Request, Rules};
 use super::store::Store;
 use super::waiters::{Subject, Waiters};
 
@@ -21,13 +21,14 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     pub(crate) faults: Mutex<Faults>,
     /// Claims of which a copy that was guarded by the key's absence was never answered: no release can fence it against a deletion.
-    unfenced: Mutex<HashSet<ClaimId>>,
+    unfenced: Mutex<BTreeSet<ClaimId>>,
     /// Tells those who let time pass that something happens earlier than they thought.
     hastened: Notify,
     /// How many let time pass for all.
     timekeepers: AtomicUsize,
     /// Tells those who relied on a timekeeper that there is none.
     unkept: Notify,
+    profile: Profile,
     capabilities: Capabilities,
     clock: StoreClock,
 }
@@ -43,6 +44,9 @@ struct State {
     next: Moment,
     observer: Option<Arc<dyn Observer>>,
 }
+
+/// The most that the entries take in JSON that a claim adds by itself, but for owner and time: three names, and an id.
+const RESERVED_BYTES: usize = 128;
 
 /// A request under way.
 struct Parcel {
@@ -62,7 +66,7 @@ impl State {
             let ((at, _), parcel) = first.remove_entry();
             self.elapse(at);
             parcel.network.arrived(parcel.number);
-            let reply = self.change(ChangedBy::Request, |store| store.apply(&parcel.request, at));
+            let reply = self.change(ChangedBy::Request, |store| store.answer(&parcel.request, at));
             if let Some(tell) = parcel.tell.filter(|tell| !tell.is_closed()) {
                 // A caller that gives up at this very moment hears nothing.
                 _ = tell.send((reply, parcel.network.replies(parcel.number)));
@@ -100,6 +104,7 @@ impl State {
 
 impl Shared {
     pub(crate) fn new(rules: Rules, capabilities: Capabilities, fast_ppm: u32, observer: Option<Arc<dyn Observer>>) -> Self {
+        let profile = rules.profile;
         let state = State {
             store: Store::new(rules),
             under_way: BTreeMap::new(),
@@ -115,6 +120,7 @@ impl Shared {
             hastened: Notify::new(),
             timekeepers: AtomicUsize::new(0),
             unkept: Notify::new(),
+            profile,
             capabilities,
             clock: StoreClock::new(fast_ppm),
         }
@@ -127,7 +133,9 @@ impl Shared {
     fn with_state<T>(&self, act: impl FnOnce(&mut State, Moment) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
-        state.pass(now);
+        if now >= state.next {
+            state.pass(now);
+        }
         let outcome = act(&mut state, now);
         state.announce();
         let next = state.next_change();
@@ -145,13 +153,18 @@ impl Shared {
         self.with_state(|state, _| read(&state.store))
     }
 
+    /// The guard that a claim sent now carries; the store is asked only where that depends on the key.
+    pub(crate) fn guard(&self, key: &Key) -> Guard {
+        self.profile.guard(|| self.read(|store| store.index_if_exists(key)))
+    }
+
     /// Changes the store now, and tells everyone who waits for that.
     pub(crate) fn change<T>(&self, by: ChangedBy, change: impl FnOnce(&mut Store, Moment) -> T) -> T {
         self.with_state(|state, now| state.change(by, |store| change(store, now)))
     }
 
     pub(crate) fn apply(&self, request: &Request) -> Reply {
-        self.change(ChangedBy::Request, |store, now| store.apply(request, now))
+        self.change(ChangedBy::Request, |store, now| store.answer(request, now))
     }
 
     /// How many requests are under way.
@@ -159,7 +172,7 @@ impl Shared {
         self.with_state(|state, _| state.under_way.len())
     }
 
-    pub(crate) fn unfenced(&self) -> MutexGuard<'_, HashSet<ClaimId>> {
+    pub(crate) fn unfenced(&self) -> MutexGuard<'_, BTreeSet<ClaimId>> {
         self.unfenced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -170,10 +183,15 @@ impl Shared {
         call: Call,
         request: Request,
     ) -> Result<Reply, BackendError> {
-        match self.meet(call).await? {
+        let obstacle = match self.obstacle(call) {
+            // In boxes of their own, as the way over a network: not every call makes room for them.
+            Some(obstacle) => Box::pin(meet(obstacle)).await?,
+            None => None,
+        };
+        match obstacle {
             None => match network {
                 None => Ok(self.apply(&request)),
-                Some(network) => self.travel(network, call, request).await,
+                Some(network) => Box::pin(self.travel(network, call, request)).await,
             },
             Some(Obstacle::LoseReply) => {
                 self.apply(&request);
@@ -187,18 +205,9 @@ impl Shared {
         }
     }
 
-    /// Meets the obstacles that concern every kind of call; what is left concerns requests.
-    async fn meet(&self, call: Call) -> Result<Option<Obstacle>, BackendError> {
-        let obstacle = self.faults.lock().unwrap_or_else(PoisonError::into_inner).next(call);
-        match obstacle {
-            Some(Obstacle::Fail(kind)) => Err(BackendError::new(kind, "failed by a test")),
-            Some(Obstacle::Hang) => std::future::pending().await,
-            Some(Obstacle::Delay(delay)) => {
-                tokio::time::sleep(delay).await;
-                Ok(None)
-            }
-            other => Ok(other),
-        }
+    /// What a test put in the way of this call.
+    fn obstacle(&self, call: Call) -> Option<Obstacle> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).next(call)
     }
 
     async fn travel(self: &Arc<Self>, network: &Arc<dyn Network>, call: Call, request: Request) -> Result<Reply, BackendError> {
@@ -234,7 +243,9 @@ impl Shared {
         claim: Option<&Claim>,
         answer: impl Future<Output = T>,
     ) -> Result<T, BackendError> {
-        if self.meet(call).await?.is_some() {
+        if let Some(obstacle) = self.obstacle(call)
+            && meet(obstacle).await?.is_some()
+        {
             return Err(BackendError::new(ErrorKind::Transient, "the reply was lost by a test"));
         }
         let Some(network) = network else { return Ok(answer.await) };
@@ -328,7 +339,11 @@ impl Shared {
             let message = format!("the key has {} bytes, this store accepts {}", claim.key.as_str().len(), limits.key_bytes);
             return Err(BackendError::new(ErrorKind::Invalid, message));
         }
-        self.fits(&claim.published())
+        // Composed only if it may not fit: a byte takes at most six in JSON, and an entry six for what is around it.
+        let user = claim.metadata.iter().flat_map(|metadata| metadata.iter());
+        let user: usize = user.map(|(name, value)| 6 * (name.len() + value.len() + 1)).sum();
+        let most = user + 6 * (claim.owner.len() + claim.acquired_at.len()) + RESERVED_BYTES;
+        if most <= limits.metadata_bytes { Ok(()) } else { self.fits(&claim.published()) }
     }
 
     pub(crate) fn fits(&self, published: &Metadata) -> Result<(), BackendError> {
@@ -368,6 +383,19 @@ impl Drop for Kept<'_> {
     fn drop(&mut self) {
         self.0.timekeepers.fetch_sub(1, Ordering::AcqRel);
         self.0.unkept.notify_waiters();
+    }
+}
+
+/// Meets the obstacles that concern every kind of call; what is left concerns requests.
+async fn meet(obstacle: Obstacle) -> Result<Option<Obstacle>, BackendError> {
+    match obstacle {
+        Obstacle::Fail(kind) => Err(BackendError::new(kind, "failed by a test")),
+        Obstacle::Hang => std::future::pending().await,
+        Obstacle::Delay(delay) => {
+            tokio::time::sleep(delay).await;
+            Ok(None)
+        }
+        other => Ok(Some(other)),
     }
 }
 

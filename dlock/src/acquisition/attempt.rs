@@ -53,9 +53,9 @@ impl Attempt {
         Self { machine: Acquire::new(plan), pass, seat: None, call: None, claiming: false }
     }
 
-    pub(super) fn into_grant(mut self, token: FencingToken, limits: HoldLimits) -> Option<Arc<Grant>> {
+    pub(super) fn into_grant(mut self, token: FencingToken, now: Moment, limits: HoldLimits) -> Option<Arc<Grant>> {
         let seat = self.seat.as_ref()?;
-        match seat.session.grant(Arc::clone(&seat.claim), token, limits, self.machine.is_unanswered(), self.pass.take()) {
+        match seat.session.grant(Arc::clone(&seat.claim), token, now, limits, self.machine.is_unanswered(), self.pass.take()) {
             Ok(grant) => {
                 self.seat = None;
                 Some(grant)

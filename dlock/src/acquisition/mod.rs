@@ -14,7 +14,6 @@ use dlock_core::{
 };
 use futures_util::FutureExt;
 use futures_util::future::OptionFuture;
-use tokio_util::sync::CancellationToken;
 
 pub(crate) use several::acquire_all;
 
@@ -31,17 +30,17 @@ use crate::stage::Stage;
 ///
 /// Free to drop at any point: what was begun is undone in the background.
 pub(crate) async fn acquire(
-    engine: Arc<Engine>,
-    key: Key,
+    engine: &Arc<Engine>,
+    key: &Key,
     place: Place,
-    options: RequestOptions,
+    options: &RequestOptions,
 ) -> Result<Option<Arc<Grant>>, LockError> {
     if engine.stopping.is_cancelled() {
         return Err(LockError::ShutDown);
     }
-    // What an ended runtime left undone may be what keeps the gate closed.
-    engine.keep_all();
     let started = engine.clock.now();
+    // What an ended runtime left undone may be what keeps the gate closed.
+    engine.keep_all(started);
     let mut acquisition = Acquisition::new(engine, key, place, options, started);
     let outcome = acquisition.contend().await;
     if let Err(error) = &outcome {
@@ -76,14 +75,13 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
 }
 
 /// What stays the same over all attempts, and what was last heard.
-struct Acquisition {
-    engine: Arc<Engine>,
-    key: Key,
+struct Acquisition<'a> {
+    engine: &'a Arc<Engine>,
+    key: &'a Key,
     place: Place,
-    options: RequestOptions,
+    options: &'a RequestOptions,
     metadata: Option<Arc<Metadata>>,
     acquired_at: Arc<str>,
-    cancelled: CancellationToken,
     started: Moment,
     deadline: Option<Moment>,
     report_at: Moment,
@@ -91,13 +89,12 @@ struct Acquisition {
     error: Option<StoreError>,
 }
 
-impl Acquisition {
-    fn new(engine: Arc<Engine>, key: Key, place: Place, options: RequestOptions, started: Moment) -> Self {
+impl<'a> Acquisition<'a> {
+    fn new(engine: &'a Arc<Engine>, key: &'a Key, place: Place, options: &'a RequestOptions, started: Moment) -> Self {
         let limit = if place == Place::Try { Some(TRY_LIMIT) } else { options.wait_at_most };
         Self {
             metadata: (!options.metadata.is_empty()).then(|| Arc::new(options.metadata.clone())),
-            acquired_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
-            cancelled: options.cancel_on.clone().unwrap_or_default(),
+            acquired_at: engine.wall_clock.now(),
             deadline: limit.map(|limit| started.plus(limit)),
             report_at: started.plus(REPORT_WAITING_AFTER),
             engine,
@@ -123,12 +120,12 @@ impl Acquisition {
             tried = true;
             let Some((attempt, token)) = self.hold(pass).await? else { return Ok(None) };
             // Granted with a session that is not believed any more: it is given back, and another is tried.
-            let Some(grant) = attempt.into_grant(token, self.limits()) else {
+            let now = self.engine.clock.now();
+            let Some(grant) = attempt.into_grant(token, now, self.limits(now)) else {
                 tokio::task::yield_now().await;
                 continue;
             };
-            let waited = self.engine.clock.now().saturating_since(self.started);
-            tracing::debug!(key = %self.key, %token, ?waited, "acquired");
+            tracing::debug!(key = %self.key, %token, waited = ?now.saturating_since(self.started), "acquired");
             return Ok(Some(grant));
         }
     }
@@ -169,14 +166,13 @@ impl Acquisition {
 
     /// Waits at the gate of the key; a try does not, the first time.
     async fn pass(&mut self, again: bool) -> Result<Option<Pass>, LockError> {
-        let gates = Arc::clone(&self.engine.gates);
+        let (gates, key) = (&self.engine.gates, self.key);
         if self.place == Place::Try && !again {
-            return Ok(gates.try_pass(&self.key));
+            return Ok(gates.try_pass(key));
         }
-        let key = self.key.clone();
         let pass = tokio::select! {
             biased;
-            pass = gates.pass(&key) => pass,
+            pass = gates.pass(key) => pass,
             error = self.interrupted(self.deadline) => match error {
                 // Another task of this process has it.
                 LockError::TimedOut { .. } if self.place == Place::Try => return Ok(None),
@@ -291,7 +287,7 @@ impl Acquisition {
                 error = self.interrupted(None) => return Err(error),
                 () = clock.sleep_until(until) => return Ok(AcquireEvent::Elapsed),
                 // The session's keeper may live on a runtime that nobody drives any more.
-                () = clock.sleep_until(look_again) => self.engine.keep_all(),
+                () = clock.sleep_until(look_again) => self.engine.keep_all(clock.now()),
             }
         }
     }
@@ -327,19 +323,23 @@ impl Acquisition {
     /// Returns when the caller or the locker wants no more of it; reports a long wait in passing.
     async fn interrupted(&mut self, deadline: Option<Moment>) -> LockError {
         let clock = self.engine.clock;
+        let deadline = deadline.unwrap_or(Moment::FAR_FUTURE);
         loop {
             tokio::select! {
                 biased;
-                () = self.cancelled.cancelled() => return LockError::Cancelled { key: self.key.clone() },
+                () = self.options.cancelled() => return LockError::Cancelled { key: self.key.clone() },
                 () = self.engine.stopping.cancelled() => return LockError::ShutDown,
-                () = clock.sleep_until(deadline.unwrap_or(Moment::FAR_FUTURE)) => return self.timed_out(),
-                () = clock.sleep_until(self.report_at) => {
-                    let waited = clock.now().saturating_since(self.started);
+                () = clock.sleep_until(deadline.min(self.report_at)) => {
+                    let now = clock.now();
+                    if now >= deadline {
+                        return self.timed_out();
+                    }
+                    let waited = now.saturating_since(self.started);
                     let last_holder = self.holder.as_ref().and_then(Holder::owner);
                     let error = self.error.as_ref().map(tracing::field::display);
                     tracing::info!(key = %self.key, ?waited, last_holder, error, "still waiting for lock");
                     // Each report doubles the time to the next.
-                    self.report_at = clock.now().plus(waited.max(REPORT_WAITING_AFTER));
+                    self.report_at = now.plus(waited.max(REPORT_WAITING_AFTER));
                 }
             }
         }
@@ -354,8 +354,8 @@ impl Acquisition {
         }
     }
 
-    fn limits(&self) -> HoldLimits {
-        let now = self.engine.clock.now();
+    /// The bounds on a hold that begins now.
+    fn limits(&self, now: Moment) -> HoldLimits {
         let options = &self.options;
         HoldLimits {
             stop_before: options.stop_before,

@@ -2,6 +2,7 @@
 //!
 //! Everybody takes them in the same order, so that nobody waits in a circle. What was got before one fails is undone like any other attempt.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 #[cfg(dlock_planted)]
@@ -20,17 +21,21 @@ use crate::guard::LockGuard;
 use crate::options::{LEAST_ATTEMPT, RequestOptions};
 use crate::session::Session;
 
-/// Acquires all of these keys, which are sorted and different, or says which one not.
+/// Acquires all of these keys, or says which one not.
 ///
 /// Free to drop at any point: what was begun is undone in the background.
-pub(crate) async fn acquire_all(engine: Arc<Engine>, keys: Vec<Key>, options: RequestOptions) -> Result<Vec<LockGuard>, LockError> {
+pub(crate) async fn acquire_all(
+    engine: &Arc<Engine>,
+    keys: &BTreeSet<Key>,
+    options: &RequestOptions,
+) -> Result<Vec<LockGuard>, LockError> {
     if engine.stopping.is_cancelled() {
         return Err(LockError::ShutDown);
     }
-    engine.keep_all();
     let started = engine.clock.now();
-    let acquisition = |key| Acquisition::new(Arc::clone(&engine), key, Place::Queue, options.clone(), started);
-    let mut several = Several { acquisitions: keys.into_iter().map(acquisition).collect(), failures: 0, engine };
+    engine.keep_all(started);
+    let acquisition = |key| Acquisition::new(engine, key, Place::Queue, options, started);
+    let mut several = Several { acquisitions: keys.iter().map(acquisition).collect(), failures: 0, engine };
     loop {
         if let Some(guards) = several.contend().await? {
             return Ok(guards);
@@ -39,9 +44,9 @@ pub(crate) async fn acquire_all(engine: Arc<Engine>, keys: Vec<Key>, options: Re
     }
 }
 
-struct Several {
-    engine: Arc<Engine>,
-    acquisitions: Vec<Acquisition>,
+struct Several<'a> {
+    engine: &'a Arc<Engine>,
+    acquisitions: Vec<Acquisition<'a>>,
     /// How often all were asked for at once and nobody knows what came of it.
     failures: u32,
 }
@@ -58,7 +63,7 @@ enum Once {
     Perhaps(Option<StoreError>),
 }
 
-impl Several {
+impl Several<'_> {
     /// `None` when all has to begin anew: a session ended meanwhile, or nobody knows what came of the last question.
     async fn contend(&mut self) -> Result<Option<Vec<LockGuard>>, LockError> {
         // After a question without an answer, one by one: what fails for all may not for each.
@@ -77,11 +82,12 @@ impl Several {
             return Ok(None);
         }
         // The time to hold begins for all of them now.
-        let Some(limits) = self.acquisitions.first().map(Acquisition::limits) else { return Ok(Some(Vec::new())) };
+        let now = self.engine.clock.now();
+        let Some(limits) = self.acquisitions.first().map(|first| first.limits(now)) else { return Ok(Some(Vec::new())) };
         let mut guards = Vec::new();
         for (attempt, token) in holding {
-            let Some(grant) = attempt.into_grant(token, limits) else { return Ok(None) };
-            guards.push(LockGuard::new(grant, Arc::clone(&self.engine)));
+            let Some(grant) = attempt.into_grant(token, now, limits) else { return Ok(None) };
+            guards.push(LockGuard::new(grant, Arc::clone(self.engine)));
         }
         Ok(Some(guards))
     }
@@ -169,7 +175,7 @@ async fn any_over(sessions: &[Arc<Session>]) {
     future::select_all(sessions.iter().map(|session| over(session).boxed())).await;
 }
 
-impl Several {
+impl Several<'_> {
     /// Asks for all in one request, where the store takes as many.
     async fn at_once(&mut self) -> Result<Once, LockError> {
         let Self { engine, acquisitions, .. } = self;
@@ -178,7 +184,7 @@ impl Several {
             return Ok(Once::Refused);
         }
         // A closed gate is a key that somebody of this process has, or wants and came first.
-        let passes = acquisitions.iter().map(|acquisition| engine.gates.try_pass(&acquisition.key));
+        let passes = acquisitions.iter().map(|acquisition| engine.gates.try_pass(acquisition.key));
         let Some(passes) = passes.collect::<Option<Vec<_>>>() else { return Ok(Once::Refused) };
         let (mut attempts, mut until, mut seated) = (Vec::new(), Moment::FAR_FUTURE, true);
         for (acquisition, pass) in acquisitions.iter_mut().zip(passes) {
@@ -246,7 +252,7 @@ fn refused(attempts: Vec<Attempt>) -> Once {
     Once::Refused
 }
 
-impl Acquisition {
+impl Acquisition<'_> {
     /// Gets a session and a claim for it, up to where it is to be sent, and says until when that may take; `None` when it comes to nothing, as
     /// whoever tries again will be told.
     async fn seat(&mut self, attempt: &mut Attempt) -> Result<Option<Moment>, LockError> {

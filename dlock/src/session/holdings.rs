@@ -29,19 +29,18 @@ impl Session {
         self: &Arc<Self>,
         claim: Arc<Claim>,
         token: FencingToken,
+        now: Moment,
         limits: HoldLimits,
         unanswered: bool,
         pass: Option<Pass>,
     ) -> Result<Arc<Grant>, Option<Pass>> {
-        let now = self.clock.now();
         let mut state = self.state();
         let id = claim.id;
         // Not the grant's own limits: whoever set them is told by the guard.
         if state.refusing || self.loss.get().is_some() || now >= self.believed_until() {
             return Err(pass);
         }
-        let grant = Arc::new(Grant::new(claim, token, Arc::clone(self), now, limits, unanswered));
-        grant.keep_gate(pass);
+        let grant = Arc::new(Grant::new(claim, token, Arc::clone(self), now, limits, unanswered, pass));
         state.grants.insert(id, Arc::clone(&grant));
         let timer = limits.hold_until.min(limits.report_at);
         if timer != Moment::FAR_FUTURE {
@@ -68,7 +67,9 @@ impl Session {
     pub(crate) fn take(&self, id: ClaimId) -> Option<Arc<Grant>> {
         let mut state = self.state();
         let grant = state.grants.remove(&id)?;
-        state.timers.remove(&(grant.limits.hold_until, id));
+        if grant.limits.hold_until != Moment::FAR_FUTURE {
+            state.timers.remove(&(grant.limits.hold_until, id));
+        }
         state.timers.remove(&(grant.limits.report_at, id));
         state.early.remove(&(grant.limits.stop_before, id));
         if let Some(until) = state.lingering.remove(&id) {

@@ -149,17 +149,18 @@ impl Session {
         if let Some(engine) = self.engine.upgrade()
             && tokio::runtime::Handle::try_current().is_ok()
         {
-            engine.keep_all();
+            engine.keep_all(self.clock.now());
         }
     }
 
     /// Claims the session for a new keeper, if it has none or the one it has is not heard of any more; the number of the new one.
-    pub(crate) fn take_over(&self) -> Option<u64> {
-        let now = self.clock.now();
+    pub(crate) fn take_over(&self, now: Moment) -> Option<u64> {
+        // Almost always it has one: that is found without the lock, and looked at again under it otherwise.
+        if self.is_kept_at(now) {
+            return None;
+        }
         let mut state = self.state();
-        let present = self.keeper.load(Ordering::Acquire);
-        let heard_by = Moment::from_origin(Duration::from_nanos(self.heard_by.load(Ordering::Acquire)));
-        if state.ended || present != 0 && now < heard_by.plus(self.patience()) {
+        if state.ended || self.is_kept_at(now) {
             return None;
         }
         state.keepers += 1;
@@ -172,6 +173,12 @@ impl Session {
         self.wake.notify_waiters();
         self.wake.notify_one();
         Some(number)
+    }
+
+    /// Whether it has a keeper that was heard of as promised.
+    fn is_kept_at(&self, now: Moment) -> bool {
+        let heard_by = Moment::from_origin(Duration::from_nanos(self.heard_by.load(Ordering::Acquire)));
+        self.keeper.load(Ordering::Acquire) != 0 && now < heard_by.plus(self.patience())
     }
 
     /// Whether this keeper still is the one.
@@ -242,8 +249,7 @@ impl Session {
 
     /// Whether new claims may use it.
     pub(crate) fn is_usable(&self) -> bool {
-        let over = matches!(self.stages.look().0, Stage::Over | Stage::Refused(_));
-        !over && self.state().ending == Ending::Wanted
+        !self.stages.is_over() && self.state().ending == Ending::Wanted
     }
 
     /// How long what it has can stay at the store from now on if nothing more reaches it.

@@ -18,6 +18,8 @@ pub(super) struct KeyState {
     #[cfg(dlock_planted)]
     pub(super) lock_index: u64,
     pub(super) foreign: Option<Vec<u8>>,
+    /// Every grant so far, in order; for checkers.
+    pub(super) grants: Vec<GrantRecord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,11 +62,11 @@ impl KeyState {
         self.holders().next().map(Entry::holder)
     }
 
-    /// Grants the key to everybody with room for them, first come first; those to whom it is new.
-    pub(super) fn grant(&mut self) -> Vec<GrantRecord> {
+    /// Grants the key to everybody with room for them, first come first.
+    pub(super) fn grant(&mut self) {
         let holders = Mode::holders(self.line.iter().map(|entry| entry.claim.mode));
         let new = self.line[..holders].iter_mut().filter(|entry| !entry.granted);
-        new.map(Entry::grant).collect()
+        self.grants.extend(new.map(Entry::grant));
     }
 
     pub(super) fn busy(&self) -> Standing {

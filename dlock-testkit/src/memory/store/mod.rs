@@ -10,7 +10,7 @@ use dlock_core::{
     Claim, ClaimId, Cursor, FencingToken, Key, Metadata, Mode, Moment, Place, Release, SessionId, Standing, Together,
 };
 
-use super::request::{GrantRecord, Guard, Profile, Reply, Request, Rules};
+use super::request::{Guard, Profile, Reply, Request, Rules};
 use index::Index;
 use line::{Entry, KeyState};
 
@@ -33,16 +33,15 @@ pub struct Store {
     sessions: BTreeMap<SessionId, Liveness>,
     keys: BTreeMap<Key, KeyState>,
     delays: BTreeMap<Key, Moment>,
-    /// Claims that are over, released or refused, of which no copy takes effect any more; forgotten with their session.
-    tombstones: BTreeSet<(SessionId, ClaimId)>,
-    grants: BTreeMap<Key, Vec<GrantRecord>>,
     index: Index,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Liveness {
     ttl: Duration,
     lapses_at: Moment,
+    /// Its claims that are over, released or refused, of which no copy takes effect any more.
+    tombstones: BTreeSet<ClaimId>,
 }
 
 impl Store {
@@ -55,8 +54,6 @@ impl Store {
             sessions: BTreeMap::new(),
             keys: BTreeMap::new(),
             delays: BTreeMap::new(),
-            tombstones: BTreeSet::new(),
-            grants: BTreeMap::new(),
             index: Index::default(),
         }
     }
@@ -68,15 +65,17 @@ impl Store {
 
     /// The guard that a claim sent now would carry.
     pub fn guard(&self, key: &Key) -> Guard {
-        match self.rules.profile {
-            Profile::Queue | Profile::Line => Guard::Tombstone,
-            Profile::Slot => Guard::Index(self.keys.get(key).filter(|state| state.exists).map_or(0, |state| state.index)),
-        }
+        self.rules.profile.guard(|| self.index_if_exists(key))
     }
 
     /// Applies one request, whenever it arrives.
     pub fn apply(&mut self, request: &Request, now: Moment) -> Reply {
         self.pass(now);
+        self.answer(request, now)
+    }
+
+    /// Applies a request at a moment up to which time has passed.
+    pub(crate) fn answer(&mut self, request: &Request, now: Moment) -> Reply {
         match request {
             Request::Open { id, ttl } => self.open(id, *ttl, now),
             Request::Renew(id) => self.renew(id, now),
@@ -94,6 +93,9 @@ impl Store {
 
     /// Lets sessions and delays whose time is over end.
     pub fn pass(&mut self, now: Moment) {
+        if self.next_change().is_none_or(|next| now < next) {
+            return;
+        }
         for id in self.index.lapsed(now) {
             self.end_session(&id, now);
         }
@@ -137,8 +139,11 @@ impl Store {
     /// Lets a session live for its ttl from now on.
     fn keep(&mut self, id: &SessionId, ttl: Duration, now: Moment) {
         let lapses_at = now.plus(ttl * self.rules.lapses_after_percent / 100);
-        let before = self.sessions.insert(id.clone(), Liveness { ttl, lapses_at });
-        self.index.lapses(id, before.map(|session| session.lapses_at), Some(lapses_at));
+        let before = self.sessions.get(id).map(|session| session.lapses_at);
+        // A copy of the request may have opened it, and claims been released since.
+        let liveness = self.sessions.entry(id.clone()).or_default();
+        (liveness.ttl, liveness.lapses_at) = (ttl, lapses_at);
+        self.index.lapses(id, before, Some(lapses_at));
     }
 
     fn renew(&mut self, id: &SessionId, now: Moment) -> Reply {
@@ -156,11 +161,6 @@ impl Store {
         let Some(session) = self.sessions.remove(id) else { return };
         self.index.lapses(id, Some(session.lapses_at), None);
         self.index.ended(id);
-        let all = (id.clone(), ClaimId::from_bits(0))..=(id.clone(), ClaimId::from_bits(u128::MAX));
-        let buried: Vec<_> = self.tombstones.range(all).cloned().collect();
-        for tombstone in buried {
-            self.tombstones.remove(&tombstone);
-        }
         // A line delays whoever comes to its key, not whoever holds a ticket.
         let line = self.rules.profile == Profile::Line;
         let delays = |entry: &Entry| !line || entry.claim.mode == Mode::Exclusive;
@@ -183,12 +183,10 @@ impl Store {
     }
 
     fn claim(&mut self, session: &SessionId, claim: &Arc<Claim>, place: Place, guard: Guard, now: Moment) -> Reply {
-        if !self.sessions.contains_key(session) {
-            return Reply::Standing(Standing::SessionGone);
-        }
+        let Some(liveness) = self.sessions.get(session) else { return Reply::Standing(Standing::SessionGone) };
         #[cfg(dlock_planted)]
         let guard = if Bug::LateClaimLands.is_on() { self.guard(&claim.key) } else { guard };
-        if self.tombstones.contains(&(session.clone(), claim.id)) {
+        if liveness.tombstones.contains(&claim.id) {
             return Reply::Standing(Standing::ClaimGone);
         }
         let free = KeyState::default();
@@ -252,9 +250,7 @@ impl Store {
 
     /// Grants all of these, or none.
     fn claim_all(&mut self, session: &SessionId, claims: &[(Arc<Claim>, Guard)], now: Moment) -> Reply {
-        if !self.sessions.contains_key(session) {
-            return Reply::Together(Together::SessionGone);
-        }
+        let Some(liveness) = self.sessions.get(session) else { return Reply::Together(Together::SessionGone) };
         if claims.iter().all(|(claim, _)| self.holds(session, claim)) {
             return Reply::Together(Together::Held { tokens: self.tokens(session, claims) });
         }
@@ -270,7 +266,7 @@ impl Store {
             }
             let slot = self.rules.profile == Profile::Slot;
             let holder = state.line.first().filter(|holder| !slot || holder.session != *session);
-            let over = self.tombstones.contains(&(session.clone(), claim.id));
+            let over = liveness.tombstones.contains(&claim.id);
             if holder.is_some() || over || self.delays.contains_key(&claim.key) {
                 return Reply::Together(Together::Busy { claim: refused, holder: holder.map(Entry::holder) });
             }
@@ -320,7 +316,7 @@ impl Store {
             self.change_and_grant(key, |state| {
                 let entry = &mut state.line[place];
                 entry.token = token.unwrap_or(entry.token);
-                vec![entry.grant()]
+                state.grants.push(entry.grant());
             });
         }
         let state = &self.keys[key];
@@ -347,8 +343,8 @@ impl Store {
         }
         #[cfg(dlock_planted)]
         let slot = slot || Bug::LateClaimLands.is_on();
-        if !slot && self.sessions.contains_key(session) {
-            self.tombstones.insert((session.clone(), claim.id));
+        if !slot && let Some(liveness) = self.sessions.get_mut(session) {
+            liveness.tombstones.insert(claim.id);
         }
         if had { Release::Released } else { Release::NotHeld }
     }
@@ -377,21 +373,21 @@ impl Store {
         let unasked = self.rules.profile != Profile::Line;
         self.change_and_grant(key, |state| {
             change(state);
-            if unasked { state.grant() } else { Vec::new() }
+            if unasked {
+                state.grant();
+            }
         });
     }
 
-    /// Changes a key, moves its index, and records what was granted.
-    fn change_and_grant(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> Vec<GrantRecord>) {
+    /// Changes a key, and moves its index.
+    fn change_and_grant(&mut self, key: &Key, change: impl FnOnce(&mut KeyState)) {
         self.revision += 1;
         let state = self.keys.entry(key.clone()).or_default();
         state.index = self.revision;
         state.exists = true;
-        let granted = change(state);
-        self.index.changed(key, state, &granted);
-        if !granted.is_empty() {
-            self.grants.entry(key.clone()).or_default().extend(granted);
-        }
+        let before = state.grants.len();
+        change(state);
+        self.index.changed(key, state, &state.grants[before..]);
     }
 
     /// Replaces what the holder published; `false` when the claim does not hold the key.

@@ -34,6 +34,11 @@ impl Store {
         self.keys.get(key).map_or(0, |state| state.index)
     }
 
+    /// The index of a key that is there; zero for any other.
+    pub(crate) fn index_if_exists(&self, key: &Key) -> u64 {
+        self.keys.get(key).filter(|state| state.exists).map_or(0, |state| state.index)
+    }
+
     /// Whether a key is there at all.
     pub fn exists(&self, key: &Key) -> bool {
         self.keys.get(key).is_some_and(|state| state.exists)
@@ -95,7 +100,7 @@ impl Store {
 
     /// Every grant of a key so far, in order.
     pub fn grants(&self, key: &Key) -> &[GrantRecord] {
-        self.grants.get(key).map_or(&[], Vec::as_slice)
+        self.keys.get(key).map_or(&[], |state| &state.grants)
     }
 
     /// How often what a claim published was changed.
