@@ -1,4 +1,4 @@
-//! What dlock costs, beside the fewest requests that can do the work, on real servers and on this machine.
+//! What dlock costs, beside the fewest requests that can do the work and beside other clients, on real servers and on this machine.
 //!
 //! `cargo run --release -p dlock-bench` measures everything and writes `bench/results/report.md` with pictures; `-- --quick` does so in less than two minutes.
 //! Everything that is compared is measured in turns in one run, so that ratios hold on a machine that is busy with something else, too.
@@ -6,9 +6,11 @@
 use std::alloc::System;
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use cap::Cap;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use tokio::runtime::Runtime;
 
 use machine::Machine;
 use report::Findings;
@@ -19,6 +21,7 @@ use worker::Work;
 mod arm;
 mod client;
 mod machine;
+mod peer;
 mod progress;
 mod raw;
 mod report;
@@ -32,15 +35,28 @@ mod worker;
 /// What this program's calls bring: whatever goes wrong ends it, and is told.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
+/// An error with all its causes.
+fn told(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Counts the heap, for what a held lock takes of it.
 #[global_allocator]
 static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 
-/// Measures what dlock costs beside the fewest requests that can do the work.
+/// Measures what dlock costs, beside bare clients that send the fewest requests that can do the work, and beside other lock clients.
+///
+/// Starts a Consul and an etcd of its own and uses files in a temporary folder; all are gone when it ends. Measures what lock and release of a
+/// free key cost, how soon the next of 1, 10 or 100 who wait holds a lock, what 1, 100 and 1000 locks cost that are just held, and how many
+/// locks one client takes and gives back at once.
+///
+/// Takes about 12 minutes, with --quick less than two. Prints the report, and writes it with its pictures into a folder: report.md, pair.svg,
+/// handover-etcd.svg, handover-consul.svg and idle.svg. What is there of an earlier run is overwritten.
 #[derive(Debug, Parser)]
 #[command(version, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 struct Arguments {
-    /// Takes less than two minutes: fewer rounds, 10 waiters and 100 keys at most.
+    /// Takes less than two minutes: fewer and shorter rounds, 10 waiters and 100 keys at most.
     #[arg(long)]
     quick: bool,
     /// Measures this alone; may be given more than once.
@@ -53,43 +69,64 @@ struct Arguments {
     work: Option<Work>,
 }
 
-#[tokio::main]
-async fn main() -> Outcome<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(work) = arguments.work {
-        return worker::work(work).await;
+    if let Some(Work::Tenure { hold }) = arguments.work {
+        // Its start is a part of what is measured.
+        worker::tenure(hold);
+        return ExitCode::SUCCESS;
     }
-    tokio::select! {
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    if let Some(work) = arguments.work {
+        return runtime.block_on(worker::work(work));
+    }
+    runtime.block_on(run(&arguments))
+}
+
+fn failed(error: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("error: {}", told(error));
+    ExitCode::FAILURE
+}
+
+/// Measures until that is done, or interrupted.
+async fn run(arguments: &Arguments) -> ExitCode {
+    let measured = tokio::select! {
         biased;
         // What is dropped then are the servers and workers, and their folders.
-        interrupted = tokio::signal::ctrl_c() => { interrupted?; Err("interrupted".into()) }
-        measured = measure(&arguments) => measured,
+        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Into::into).and_then(|()| Err("interrupted".into())),
+        measured = measure(arguments) => measured,
+    };
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&*error),
     }
 }
 
 async fn measure(arguments: &Arguments) -> Outcome<()> {
+    report::prepare(&arguments.out)?;
     let plan = if arguments.quick { Plan::quick() } else { Plan::whole() };
-    let wanted = |scenario| arguments.only.is_empty() || arguments.only.contains(&scenario);
+    let wanted = |scenario: &Scenario| arguments.only.is_empty() || arguments.only.contains(scenario);
+    progress::expect(Scenario::value_variants().iter().filter(|scenario| wanted(scenario)).map(|one| one.expected(&plan)).sum());
     let began = std::time::Instant::now();
     let mut machine = Machine::look()?;
     progress::say("starting the servers");
     let stores = Stores::start().await?;
     machine.versions = stores.versions().await?.into();
     let mut findings = Findings::default();
-    if wanted(Scenario::Uncontended) {
-        findings.uncontended = uncontended::measure(&stores, &plan).await?;
-    }
-    if wanted(Scenario::Handover) {
-        findings.handover = handover::measure(&stores, &plan).await?;
-    }
-    if wanted(Scenario::Idle) {
-        findings.idle = idle::measure(&stores, &plan).await?;
-    }
-    if wanted(Scenario::Throughput) {
-        findings.throughput = throughput::measure(&stores, &plan).await?;
+    for scenario in Scenario::value_variants().iter().filter(|scenario| wanted(scenario)) {
+        progress::begin(scenario.expected(&plan));
+        match scenario {
+            Scenario::Uncontended => findings.uncontended = uncontended::measure(&stores, &plan).await?,
+            Scenario::Handover => findings.handover = handover::measure(&stores, &plan).await?,
+            Scenario::Idle => findings.idle = idle::measure(&stores, &plan).await?,
+            Scenario::Throughput => findings.throughput = throughput::measure(&stores, &plan).await?,
+        }
     }
     machine.took = began.elapsed();
-    report::write(&arguments.out, &machine, &findings)?;
+    println!("{}", report::write(&arguments.out, &machine, &findings)?);
     progress::say(&format!("wrote {} after {:.0?}", arguments.out.join("report.md").display(), machine.took));
     Ok(())
 }

@@ -24,8 +24,19 @@ pub struct Lines {
     pub across: String,
     /// What grows upwards.
     pub upwards: String,
+    /// How it grows.
+    pub scale: Scale,
     /// Names and points.
     pub series: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// How an axis grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// Equal steps are equal sums, from nothing on.
+    Sums,
+    /// Equal steps are equal factors, so that what is small stays apart beside what is large.
+    Factors,
 }
 
 const WIDTH: f64 = 760.0;
@@ -71,15 +82,14 @@ impl Lines {
         const BOTTOM: f64 = 350.0;
         let points = || self.series.iter().flat_map(|line| &line.1);
         let decades = points().map(|point| point.0.max(1.0).log10()).fold(1.0, f64::max).ceil();
-        let step = nice(points().map(|point| point.1).fold(0.0, f64::max) / 5.0);
-        let most = step * (points().map(|point| point.1).fold(0.0, f64::max) / step).ceil().max(1.0);
+        let ticks = self.scale.ticks(points().map(|point| point.1));
+        let (least, most) = (ticks[0], ticks[ticks.len() - 1]);
         let x = |value: f64| LEFT + 14.0 + (RIGHT - LEFT - 28.0) * value.max(1.0).log10() / decades;
-        let y = |value: f64| BOTTOM - (BOTTOM - TOP) * value / most;
+        let y = |value: f64| BOTTOM - (BOTTOM - TOP) * self.scale.share(value, least, most);
         let mut svg = begun(BOTTOM + 52.0, &self.title);
-        for n in 0..=(most / step).round() as u32 {
-            let value = step * f64::from(n);
-            _ = writeln!(svg, r#"<path d="M{LEFT} {0:.1}H{RIGHT}" stroke="{GRID}"/>"#, y(value));
-            text(&mut svg, LEFT - 8.0, y(value) + 4.0, "end", &trimmed(value));
+        for value in &ticks {
+            _ = writeln!(svg, r#"<path d="M{LEFT} {0:.1}H{RIGHT}" stroke="{GRID}"/>"#, y(*value));
+            text(&mut svg, LEFT - 8.0, y(*value) + 4.0, "end", &trimmed(*value));
         }
         for decade in 0..=decades as i32 {
             text(&mut svg, x(10_f64.powi(decade)), BOTTOM + 20.0, "middle", &trimmed(10_f64.powi(decade)));
@@ -101,6 +111,31 @@ impl Lines {
             text(&mut svg, RIGHT + 38.0, row + 11.0, "start", name);
         }
         svg + "</svg>\n"
+    }
+}
+
+impl Scale {
+    /// Round values from below the least to above the most.
+    fn ticks(self, values: impl Iterator<Item = f64> + Clone) -> Vec<f64> {
+        let (least, most) = (values.clone().fold(f64::MAX, f64::min), values.fold(0.0, f64::max));
+        if self == Self::Factors && least > 0.0 && least <= most {
+            let decades = (least.log10().floor() as i32)..=(most.log10().ceil() as i32);
+            let round: Vec<_> = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(decade))).collect();
+            let below = round.iter().rposition(|value| *value <= least).unwrap_or(0);
+            let above = round.iter().position(|value| *value >= most).unwrap_or(round.len() - 1);
+            return round[below..=above.max(below + 1)].to_vec();
+        }
+        let step = nice(most / 5.0);
+        let steps = (most / step).ceil().max(1.0) as u32;
+        (0..=steps).map(|n| step * f64::from(n)).collect()
+    }
+
+    /// How far up a value stands between two.
+    fn share(self, value: f64, least: f64, most: f64) -> f64 {
+        match self {
+            Self::Sums => (value - least) / (most - least),
+            Self::Factors => (value / least).ln() / (most / least).ln(),
+        }
     }
 }
 
@@ -146,11 +181,21 @@ mod tests {
     }
 
     #[test]
+    fn an_axis_goes_from_below_the_least_to_above_the_most() {
+        let ticks = |scale: Scale, values: &[f64]| scale.ticks(values.iter().copied()).into_iter().map(trimmed).collect::<Vec<_>>();
+        assert_eq!(ticks(Scale::Factors, &[0.6, 7.0]), ["0.5", "1", "2", "5", "10"]);
+        assert_eq!(ticks(Scale::Factors, &[1.0]), ["1", "2"]);
+        assert_eq!(ticks(Scale::Sums, &[0.6, 7.0]), ["0", "2", "4", "6", "8"]);
+        assert_eq!(ticks(Scale::Factors, &[]), ["0", "1"]);
+    }
+
+    #[test]
     fn every_bar_and_line_is_named_and_nothing_breaks_the_markup() {
         let bars = Bars { title: "a < b".into(), unit: "times".into(), mark: 1.0, values: vec![("one & two".into(), 2.5)] }.drawn();
         assert!(bars.contains("a &lt; b") && bars.contains("one &amp; two") && bars.contains(">2.50<"), "{bars}");
         let line = ("etcd".to_owned(), vec![(1.0, 2.0), (100.0, 3.0)]);
-        let lines = Lines { title: "t".into(), across: "waiters".into(), upwards: "ms".into(), series: vec![line] }.drawn();
+        let (title, across, upwards, scale) = ("t".into(), "waiters".into(), "ms".into(), Scale::Factors);
+        let lines = Lines { title, across, upwards, scale, series: vec![line] }.drawn();
         assert!(lines.contains(">etcd<") && lines.contains(">100<") && !lines.contains("NaN"), "{lines}");
         assert!(bars.ends_with("</svg>\n") && lines.ends_with("</svg>\n"));
     }

@@ -66,7 +66,7 @@ fn handovers(findings: &Findings, verdicts: &mut Vec<Verdict>) {
     };
     for arm in [Arm::Etcd, Arm::Consul, Arm::Fair] {
         let demand = format!("handover to the other of two processes, {}: at most {HANDOVER} times raw", arm.name());
-        verdicts.extend(at_most(demand, samples(arm, 1), arm.floor().and_then(|floor| samples(floor, 1)), HANDOVER));
+        verdicts.extend(at_most(demand, samples(arm, 1), samples(arm.handover_floor(), 1), HANDOVER));
     }
     let most = findings.handover.iter().map(|one| one.waiters).max().unwrap_or_default();
     for arm in [Arm::Etcd, Arm::Fair] {

@@ -1,7 +1,7 @@
 //! Independent keys, each locked and released by a task of its own, all through one client.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 
@@ -25,11 +25,19 @@ pub struct Throughput {
 
 const ARMS: [Arm; 5] = [Arm::RawEtcd, Arm::Etcd, Arm::RawConsul, Arm::Consul, Arm::Fair];
 
+/// How long all of it takes, about.
+pub fn expected(plan: &Plan) -> Duration {
+    const PAIR_OF_EACH: Duration = Duration::from_micros(1_500);
+    let (rounds, least) = plan.throughput;
+    let pairs: usize = plan.keys.iter().map(|&keys| keys + rounds * least.max(keys)).sum();
+    PAIR_OF_EACH * pairs as u32
+}
+
 /// All arms in turns, for each number of keys.
 pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Throughput>> {
     let mut measured = Vec::new();
     let (rounds, least) = plan.throughput;
-    for &keys in plan.keys {
+    for (nth, &keys) in plan.keys.iter().enumerate() {
         let mut clients = Vec::new();
         for arm in ARMS {
             let client = Arc::new(Client::connect(arm, &stores.place(arm)).await?);
@@ -39,7 +47,7 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Throughput>> {
             clients.push((client, Throughput { arm, keys, samples: Samples::default() }));
         }
         for round in 0..rounds {
-            progress::step(&format!("throughput with {keys} keys"), round, rounds);
+            progress::step(&format!("throughput with {keys} keys"), nth * rounds + round, plan.keys.len() * rounds);
             for (client, arm) in &mut clients {
                 arm.samples.add(vec![flood(client, arm.arm, keys, least.div_ceil(keys)).await?]);
             }
