@@ -69,6 +69,14 @@ struct Arguments {
     work: Option<Work>,
 }
 
+impl Arguments {
+    /// What of them says how it was measured.
+    fn told(&self) -> String {
+        let only = self.only.iter().filter_map(ValueEnum::to_possible_value).map(|only| format!("--only {}", only.get_name()));
+        self.quick.then(|| "--quick".to_owned()).into_iter().chain(only).collect::<Vec<_>>().join(" ")
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Work::Tenure { hold }) = arguments.work {
@@ -111,7 +119,7 @@ async fn measure(arguments: &Arguments) -> Outcome<()> {
     let wanted = |scenario: &Scenario| arguments.only.is_empty() || arguments.only.contains(scenario);
     progress::expect(Scenario::value_variants().iter().filter(|scenario| wanted(scenario)).map(|one| one.expected(&plan)).sum());
     let began = std::time::Instant::now();
-    let mut machine = Machine::look()?;
+    let mut machine = Machine::look(&arguments.told())?;
     progress::say("starting the servers");
     let stores = Stores::start().await?;
     machine.versions = stores.versions().await?.into();
@@ -126,6 +134,7 @@ async fn measure(arguments: &Arguments) -> Outcome<()> {
         }
     }
     machine.took = began.elapsed();
+    machine.watched();
     println!("{}", report::write(&arguments.out, &machine, &findings)?);
     progress::say(&format!("wrote {} after {:.0?}", arguments.out.join("report.md").display(), machine.took));
     Ok(())
