@@ -7,11 +7,14 @@ use std::alloc::System;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cap::Cap;
 use clap::{Parser, ValueEnum};
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
+use ending::Signals;
 use machine::Machine;
 use report::Findings;
 use scenario::{Plan, Scenario, handover, idle, throughput, uncontended};
@@ -20,6 +23,7 @@ use worker::Work;
 
 mod arm;
 mod client;
+mod ending;
 mod machine;
 mod peer;
 mod progress;
@@ -77,6 +81,9 @@ impl Arguments {
     }
 }
 
+/// Whoever signals a whole process group ends the servers, too, of which may be heard sooner than of the signal.
+const SIGNAL_LATE: Duration = Duration::from_millis(300);
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Work::Tenure { hold }) = arguments.work {
@@ -91,7 +98,9 @@ fn main() -> ExitCode {
     if let Some(work) = arguments.work {
         return runtime.block_on(worker::work(work));
     }
-    runtime.block_on(run(&arguments))
+    let code = runtime.block_on(run(&arguments));
+    ending::wait_for_children();
+    code
 }
 
 fn failed(error: &(dyn Error + 'static)) -> ExitCode {
@@ -99,17 +108,32 @@ fn failed(error: &(dyn Error + 'static)) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Measures until that is done, or interrupted.
+/// Measures until that is done, or a signal comes.
 async fn run(arguments: &Arguments) -> ExitCode {
-    let measured = tokio::select! {
-        biased;
-        // What is dropped then are the servers and workers, and their folders.
-        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Into::into).and_then(|()| Err("interrupted".into())),
-        measured = measure(arguments) => measured,
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error),
     };
-    match measured {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&*error),
+    let ended = tokio::select! {
+        biased;
+        // What is dropped then are the servers and workers, which kills them, and their folders, which removes them.
+        signal = signals.next() => Err(signal),
+        measured = measure(arguments) => Ok(measured),
+    };
+    let error = match ended {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => match timeout(SIGNAL_LATE, signals.next()).await {
+            Ok(signal) => Err(signal),
+            Err(_) => Ok(error),
+        },
+        Err(signal) => Err(signal),
+    };
+    match error {
+        Ok(error) => failed(&*error),
+        Err(signal) => {
+            eprintln!("ended by a signal; nothing was written");
+            ExitCode::from(ending::code(signal))
+        }
     }
 }
 
