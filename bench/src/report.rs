@@ -54,10 +54,10 @@ request. A handover is compared with that of the raw pair of one that holds and 
 
 Tenures last 8 ms. Those of etcd's lock service last 150 ms if one waits and 15 ms if ten do, because it hears up to 100 ms late of a release if it has not
 waited for so long; those of the commands last 100 ms, until the next process waits, and their handover goes from the end of what one runs to the start of
-what the next one runs.
+what the next one runs. Requests are counted in a round of their own, through a proxy: those of all contenders, from one grant to the next.
 
-| | waiting | where | p50 | p10 to p90 | p99 | handovers | times the raw pair |
-|---|---|---|---|---|---|---|---|
+| | waiting | where | p50 | p10 to p90 | p99 | handovers | times the raw pair | requests per tenure |
+|---|---|---|---|---|---|---|---|---|
 ";
 const IDLE: &str = "
 ## Idle: locks that are just held
@@ -132,12 +132,13 @@ fn told(machine: &str, findings: &Findings) -> String {
     for one in &findings.handover {
         let (arm, waiters, placement) = (one.arm.name(), one.waiters, one.placement.name());
         if let Some(why) = &one.failure {
-            _ = writeln!(text, "| {arm} | {waiters} | {placement} | did not get through: {why} | | | | |");
+            _ = writeln!(text, "| {arm} | {waiters} | {placement} | did not get through: {why} | | | | | |");
         }
         let Some(Summary { count, p10, p50, p90, p99 }) = one.samples.summary() else { continue };
         let (p10, p50, p90, p99) = (time(p10), time(p50), time(p90), time(p99));
         let times = times(&one.samples, handover_floor(findings, one));
-        _ = writeln!(text, "| {arm} | {waiters} | {placement} | {p50} | {p10} to {p90} | {p99} | {count} | {times} |");
+        let requests = one.requests.map_or("–".to_owned(), |requests| format!("{requests:.1}"));
+        _ = writeln!(text, "| {arm} | {waiters} | {placement} | {p50} | {p10} to {p90} | {p99} | {count} | {times} | {requests} |");
     }
     if !findings.idle.is_empty() {
         text += IDLE;
@@ -255,6 +256,7 @@ mod tests {
             placement: Placement::Spread,
             waiters,
             samples: samples(&[value]),
+            requests: Some(4.0),
             failure: None,
         };
         let idle = |locks, heap| {
@@ -279,7 +281,7 @@ mod tests {
         let text = told("- a machine\n", &findings());
         for line in [
             "| dlock on etcd | 2.00 | 0.60 ms | 0.55 ms to 0.60 ms | 0.60 ms | 1.20 (1.10 to 1.20) |",
-            "| dlock on etcd | 10 | several processes | 3.00 ms | 3.00 ms to 3.00 ms | 3.00 ms | 1 | 3.00 (3.00 to 3.00) |",
+            "| dlock on etcd | 10 | several processes | 3.00 ms | 3.00 ms to 3.00 ms | 3.00 ms | 1 | 3.00 (3.00 to 3.00) | 4.0 |",
             "| dlock on etcd | 100 | 100 | 0.20 | 10.00 | 1 | 800 |",
             "| dlock on etcd | 10 | 1000 | 1000 to 1000 | 0.50 (0.50 to 0.50) |",
             "| handover to the other of two processes, dlock on etcd: at most 1.2 times raw | 1.10 | held |",

@@ -301,7 +301,8 @@ async fn contend(client: Arc<Client>, key: String, for_so_long: Duration, until:
     Ok(tenures)
 }
 
-fn now() -> u64 {
+/// Nanoseconds on the clock of all processes of the machine.
+pub fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }

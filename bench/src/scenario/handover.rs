@@ -5,13 +5,16 @@
 
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::sleep;
+
 use super::Plan;
 use crate::Outcome;
 use crate::arm::Arm;
 use crate::progress;
 use crate::stats::Samples;
-use crate::stores::Stores;
-use crate::worker::{Contend, Crew, Tenure};
+use crate::stores::{Stores, place};
+use crate::worker::{Contend, Crew, Tenure, now};
 
 /// Where those who wait live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +35,16 @@ pub struct Handover {
     pub waiters: usize,
     /// Microseconds from the release call to the next grant.
     pub samples: Samples,
+    /// Requests of all contenders for each tenure; `None` for what was not counted.
+    pub requests: Option<f64>,
     /// Why a peer did not get through.
     pub failure: Option<String>,
 }
 
+/// Of a round so much is counted.
+const COUNTED: f64 = 0.6;
+/// So many contenders are counted at once: one round with many of them, or several with few.
+const AT_ONCE: usize = 101;
 /// So many processes at most.
 const PROCESSES: usize = 10;
 /// Of a round so much is not counted, until all wait.
@@ -75,7 +84,7 @@ impl Placement {
 
 impl Handover {
     fn new(arm: Arm, placement: Placement, waiters: usize) -> Self {
-        Self { arm, placement, waiters, samples: Samples::default(), failure: None }
+        Self { arm, placement, waiters, samples: Samples::default(), requests: None, failure: None }
     }
 
     /// How long each holds the lock.
@@ -84,6 +93,60 @@ impl Handover {
             Arm::LockService => HOLD.max(WAIT_OF_SERVICE / self.waiters.max(1) as u32),
             arm if arm.is_command() => HOLD_OF_COMMAND,
             _ => HOLD,
+        }
+    }
+
+    /// One round, beside which something else is done once it has begun; the tenures, and what that brought.
+    async fn race<T>(
+        &self,
+        place: String,
+        name: &str,
+        usual: Duration,
+        beside: impl AsyncFnOnce() -> T,
+    ) -> Outcome<(Vec<Tenure>, T)> {
+        let Self { arm, placement, waiters, .. } = *self;
+        let key = format!("bench/handover/{name}/{waiters}/{placement:?}/{arm:?}");
+        let order = Contend { arm, place, key, length: self.length(usual), hold: self.hold() };
+        let mut running = Vec::new();
+        for (clients, tasks) in placement.crews(arm, waiters + 1) {
+            running.push(Crew::start(&order, clients, tasks)?);
+        }
+        for crew in &mut running {
+            crew.ready().await?;
+        }
+        for crew in &mut running {
+            crew.go().await?;
+        }
+        let brought = beside().await;
+        let mut tenures = Vec::new();
+        for crew in running {
+            tenures.extend(crew.tenures().await?);
+        }
+        Ok((tenures, brought))
+    }
+
+    /// Counts the requests of one more round, in the midst of it and through a proxy.
+    async fn count(&mut self, stores: &Stores, usual: Duration) -> Outcome<()> {
+        let proxy = stores.proxy(self.arm.server().ok_or("it has a server")?).await?;
+        let length = self.length(usual);
+        let beside = async || {
+            sleep(length.mul_f64(WARM_UP)).await;
+            proxy.reset();
+            let from = now();
+            sleep(length.mul_f64(COUNTED)).await;
+            (proxy.requests().len(), from..now())
+        };
+        match self.race(place(self.arm, proxy.address()), "counted", usual, beside).await {
+            Ok((tenures, (requests, while_counted))) => {
+                let counted = tenures.iter().filter(|tenure| while_counted.contains(&tenure.granted)).count();
+                self.requests = (counted > 0).then(|| requests as f64 / counted as f64);
+                Ok(())
+            }
+            Err(error) if self.arm.is_peer() => {
+                self.failure = Some(error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -107,7 +170,9 @@ impl Handover {
 
 /// How long all of it takes, about.
 pub fn expected(plan: &Plan) -> Duration {
-    arms(plan).iter().map(|arm| arm.expected(plan)).sum()
+    let arms = arms(plan);
+    let counting = arms.iter().map(|arm| arm.expected(plan) / arm.rounds(plan) as u32 / AT_ONCE.div_ceil(arm.waiters + 1) as u32);
+    arms.iter().map(|arm| arm.expected(plan)).chain(counting).sum()
 }
 
 /// All arms in turns.
@@ -121,19 +186,23 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Handover>> {
             let Handover { arm, placement, waiters, .. } = *one;
             progress::step(&format!("handover: {}, {waiters} waiting in {}", arm.name(), placement.name()), step, steps);
             step += 1;
-            let crews = placement.crews(arm, waiters + 1);
-            let key = format!("bench/handover/{round}/{waiters}/{placement:?}/{arm:?}");
-            let order = Contend { arm, place: stores.place(arm), key, length: one.length(usual), hold: one.hold() };
-            let tenures = match race(&order, &crews).await {
+            let tenures = match one.race(stores.place(arm), &format!("timed/{round}"), usual, async || ()).await {
                 Err(error) if arm.is_peer() => {
                     progress::say(&format!("{} did not get through: {error}", arm.name()));
                     one.failure = Some(error.to_string());
                     Vec::new()
                 }
-                raced => raced?,
+                raced => raced?.0,
             };
             one.samples.add(handovers(tenures, WARM_UP));
         }
+    }
+    for &waiters in plan.waiters {
+        progress::say(&format!("handover: requests with {waiters} waiting"));
+        let counted = |one: &&mut Handover| one.waiters == waiters && one.placement == Placement::Spread && !one.arm.is_command();
+        let counting = measured.iter_mut().filter(counted).map(|one| one.count(stores, usual));
+        let at_once = AT_ONCE.div_ceil(waiters + 1);
+        stream::iter(counting).buffer_unordered(at_once).try_collect::<()>().await?;
     }
     Ok(measured)
 }
@@ -155,25 +224,6 @@ fn arms(plan: &Plan) -> Vec<Handover> {
         arms.extend([Arm::Etcd, Arm::Consul, Arm::Fair].map(|arm| Handover::new(arm, Placement::OneProcess, waiters)));
     }
     arms
-}
-
-/// Lets all crews contend for the key; their tenures.
-async fn race(order: &Contend, crews: &[(usize, usize)]) -> Outcome<Vec<Tenure>> {
-    let mut running = Vec::new();
-    for &(clients, tasks) in crews {
-        running.push(Crew::start(order, clients, tasks)?);
-    }
-    for crew in &mut running {
-        crew.ready().await?;
-    }
-    for crew in &mut running {
-        crew.go().await?;
-    }
-    let mut tenures = Vec::new();
-    for crew in running {
-        tenures.extend(crew.tenures().await?);
-    }
-    Ok(tenures)
 }
 
 /// Microseconds between each release call and the next grant, after the beginning.
