@@ -154,6 +154,9 @@ fn told(machine: &str, findings: &Findings) -> String {
         text += THROUGHPUT;
     }
     for one in &findings.throughput {
+        if let Some(why) = &one.failure {
+            _ = writeln!(text, "| {} | {} | did not get through: {why} | | |", one.arm.name(), one.keys);
+        }
         let Some(Summary { p10, p50, p90, .. }) = one.samples.summary() else { continue };
         let floor = findings.throughput.iter().find(|other| Some(other.arm) == one.arm.floor() && other.keys == one.keys);
         let times = times(&one.samples, floor.map(|floor| &floor.samples));
@@ -263,7 +266,7 @@ mod tests {
             let watched = Duration::from_secs(10);
             Idle { arm: Arm::Etcd, locks, held: locks, watched, renewals: 2, others: locks, connections: 1, heap }
         };
-        let flood = |arm, value| Throughput { arm, keys: 10, samples: samples(&[value]) };
+        let flood = |arm, value| Throughput { arm, keys: 10, samples: samples(&[value]), failure: None };
         Findings {
             uncontended: vec![pair(Arm::RawEtcd, &[500.0, 500.0]), pair(Arm::Etcd, &[550.0, 600.0])],
             handover: vec![

@@ -43,8 +43,8 @@ pub struct Handover {
 
 /// Of a round so much is counted.
 const COUNTED: f64 = 0.6;
-/// So many contenders are counted at once: one round with many of them, or several with few.
-const AT_ONCE: usize = 101;
+/// So many contenders are counted at once, where none has more: whoever is kept from waiting again in time makes fewer requests.
+const AT_ONCE: usize = 33;
 /// So many processes at most.
 const PROCESSES: usize = 10;
 /// Of a round so much is not counted, until all wait.
