@@ -49,8 +49,10 @@ const HANDOVER: &str = "
 ![handover on Consul by waiters](handover-consul.svg)
 
 In several processes, up to ten, each contender has a session of its own; in one process the contenders of dlock share a locker, which hands on within the
-process. Raw contenders stand as those they are compared with: in line, each watching the one before it, or all before one key. They wake up and send one
-request. A handover is compared with that of the raw pair of one that holds and one that waits, in the same place.
+process. On Consul without a line it leaves the key alone for 25 ms after eight of its own had it, for those elsewhere.
+
+Raw contenders stand as those they are compared with: in line, each watching the one before it, or all before one key. They wake up and send one request. A
+handover is compared with that of the raw pair of one that holds and one that waits, in the same place.
 
 Tenures last 8 ms. Those of etcd's lock service last 150 ms if one waits and 15 ms if ten do, because it hears up to 100 ms late of a release if it has not
 waited for so long; those of the commands last 100 ms, until the next process waits, and their handover goes from the end of what one runs to the start of
