@@ -247,10 +247,12 @@ async fn done(work: Work) -> Outcome<()> {
                 let clients: Vec<_> = try_join_all(connecting).await?.into_iter().map(Arc::new).collect();
                 told_to_go_on().await?;
                 let until = Instant::now() + length;
+                // The lock service wakes nobody any more once a hundred waiters went away (etcd 3.5.16).
+                let patient = arm == Arm::LockService;
                 let contending = clients.iter().flat_map(|client| std::iter::repeat_n(client, tasks));
                 // They end at that time; this waits for them.
                 let contending: Vec<_> =
-                    contending.map(|client| tokio::spawn(contend(Arc::clone(client), key.clone(), hold, until))).collect();
+                    contending.map(|client| tokio::spawn(contend(Arc::clone(client), key.clone(), hold, until, patient))).collect();
                 let tenures = try_join_all(contending).await?.into_iter().collect::<Outcome<_>>()?;
                 join_all(clients.iter().map(|client| client.end())).await;
                 tenures
@@ -287,10 +289,20 @@ async fn done(work: Work) -> Outcome<()> {
     }
 }
 
-async fn contend(client: Arc<Client>, key: String, for_so_long: Duration, until: Instant) -> Outcome<Vec<Tenure>> {
+/// Takes and gives back the key until then. Whoever waits at the end goes away, or, if it is patient, is handed the lock and gives it back at once.
+async fn contend(client: Arc<Client>, key: String, for_so_long: Duration, until: Instant, patient: bool) -> Outcome<Vec<Tenure>> {
     let mut tenures = Vec::new();
-    while let Ok(hold) = timeout_at(until, client.lock(&key)).await {
-        let hold = hold?;
+    while Instant::now() < until {
+        let hold = if patient {
+            client.lock(&key).await?
+        } else {
+            let Ok(hold) = timeout_at(until, client.lock(&key)).await else { break };
+            hold?
+        };
+        if Instant::now() >= until {
+            client.release(hold).await?;
+            break;
+        }
         let granted = now();
         sleep(for_so_long).await;
         let released = now();

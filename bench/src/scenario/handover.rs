@@ -122,6 +122,9 @@ impl Handover {
         for crew in running {
             tenures.extend(crew.tenures().await?);
         }
+        if tenures.len() < 2 {
+            return Err("the lock was not handed over".into());
+        }
         Ok((tenures, brought))
     }
 
