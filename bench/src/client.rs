@@ -7,6 +7,8 @@ use dlock_core::Claim;
 
 use crate::Outcome;
 use crate::arm::Arm;
+use crate::peer::lock_service::LockService;
+use crate::peer::rs_consul::RsConsul;
 use crate::raw;
 
 /// Something that takes locks and gives them back.
@@ -14,11 +16,17 @@ pub enum Client {
     /// dlock, on whichever store.
     Dlock(Locker),
     /// A bare client of Consul.
-    Consul(raw::consul::Raw),
+    Consul(raw::consul::key::Raw),
+    /// The same in line.
+    ConsulLine(raw::consul::line::Line),
     /// A bare client of etcd.
-    Etcd(raw::etcd::Raw),
+    Etcd(raw::etcd::key::Raw),
+    /// The same in line.
+    EtcdLine(raw::etcd::line::Line),
     /// The lock service of etcd.
-    Service(raw::etcd::Raw),
+    Service(LockService),
+    /// The crate `rs-consul`.
+    RsConsul(RsConsul),
     /// Bare transactions.
     Sqlite(raw::sqlite::Raw),
     /// The store in memory.
@@ -31,14 +39,21 @@ pub enum Hold {
     Dlock(LockGuard),
     /// By a bare client, under the name of its key.
     Key(String),
+    /// By a bare client in line, by its place there.
+    Place(String),
     /// By the lock service, which calls it so.
     Service(Vec<u8>),
+    /// By `rs-consul`, which gives it back when this is dropped.
+    RsConsul(rs_consul::Lock<'static>),
     /// By the store in memory.
     Claim(Box<Claim>),
 }
 
 /// How long a store may take to be ready on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Sessions that lapse while something else is measured would disturb that.
+const SESSION_OF_PEER: Duration = Duration::from_secs(3_600);
 
 impl Client {
     /// Connects an arm with its session open, at a [place](crate::stores::Stores::place).
@@ -48,13 +63,24 @@ impl Client {
                 Self::dlock(dlock::builder(place)?.name("bench").connect().await?).await?
             }
             Arm::Memory => Self::dlock(Locker::new(raw::memory::store())).await?,
-            Arm::RawConsul => Self::Consul(raw::consul::Raw::connect(place).await?),
-            Arm::RawEtcd => Self::Etcd(raw::etcd::Raw::connect(place).await?),
-            Arm::LockService => Self::Service(raw::etcd::Raw::connect(place).await?),
+            Arm::RawConsul => Self::Consul(raw::consul::key::Raw::connect(place).await?),
+            Arm::RawConsulLine => Self::ConsulLine(raw::consul::line::Line::connect(place).await?),
+            Arm::RawEtcd => Self::Etcd(raw::etcd::key::Raw::connect(place).await?),
+            Arm::RawEtcdLine => Self::EtcdLine(raw::etcd::line::Line::connect(place).await?),
+            Arm::LockService => Self::Service(LockService::connect(place).await?),
+            Arm::RsConsul => Self::RsConsul(RsConsul::new(place, SESSION_OF_PEER)),
             Arm::RawSqlite => Self::Sqlite(raw::sqlite::Raw::open(place)?),
             Arm::RawMemory => Self::Memory(raw::memory::Raw::connect().await?),
             Arm::ConsulLock | Arm::EtcdctlLock => return Err("a command is no client".into()),
         })
+    }
+
+    /// The same with sessions that live as long as by default, also where nobody renews them.
+    pub async fn connect_to_hold(arm: Arm, place: &str) -> Outcome<Self> {
+        match arm {
+            Arm::RsConsul => Ok(Self::RsConsul(RsConsul::new(place, rs_consul::LockRequest::default().timeout))),
+            _ => Self::connect(arm, place).await,
+        }
     }
 
     async fn dlock(locker: Locker) -> Outcome<Self> {
@@ -68,7 +94,10 @@ impl Client {
             Self::Dlock(locker) => Hold::Dlock(locker.lock(key).await?),
             Self::Consul(raw) => raw.lock(key).await.map(|()| Hold::Key(key.to_owned()))?,
             Self::Etcd(raw) => raw.lock(key).await.map(|()| Hold::Key(key.to_owned()))?,
-            Self::Service(raw) => Hold::Service(raw.service_lock(key).await?),
+            Self::ConsulLine(raw) => Hold::Place(raw.lock(key).await?),
+            Self::EtcdLine(raw) => Hold::Place(raw.lock(key).await?),
+            Self::Service(service) => Hold::Service(service.lock(key).await?),
+            Self::RsConsul(peer) => Hold::RsConsul(peer.lock(key).await?),
             Self::Sqlite(raw) => raw.write(true).map(|()| Hold::Key(key.to_owned()))?,
             Self::Memory(raw) => Hold::Claim(Box::new(raw.lock(key).await?)),
         })
@@ -80,7 +109,14 @@ impl Client {
             (_, Hold::Dlock(guard)) => guard.release().await.map(drop).map_err(Into::into),
             (Self::Consul(raw), Hold::Key(key)) => raw.unlock(&key).await,
             (Self::Etcd(raw), Hold::Key(key)) => raw.unlock(&key).await,
-            (Self::Service(raw), Hold::Service(name)) => raw.service_unlock(name).await,
+            (Self::ConsulLine(raw), Hold::Place(ticket)) => raw.unlock(&ticket).await,
+            (Self::EtcdLine(raw), Hold::Place(entry)) => raw.unlock(&entry).await,
+            (Self::Service(service), Hold::Service(name)) => service.unlock(name).await,
+            (_, Hold::RsConsul(lock)) => {
+                // It sends its request when it is dropped, and holds the thread until that is answered. Whether it was released is not told.
+                tokio::task::block_in_place(|| drop(lock));
+                Ok(())
+            }
             (Self::Sqlite(raw), Hold::Key(_)) => raw.write(false),
             (Self::Memory(raw), Hold::Claim(claim)) => raw.unlock(&claim).await,
             _ => Err("this lock is of another client".into()),

@@ -1,9 +1,13 @@
 //! What the numbers were measured on.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
+
+use procfs::process::{Stat, all_processes};
+use procfs::{CpuTime, CurrentSI, KernelStats};
 
 use crate::Outcome;
 
@@ -14,8 +18,10 @@ pub struct Machine {
     cores: usize,
     kernel: String,
     rustc: String,
-    /// Runnable processes over the minute before.
-    load: f64,
+    /// What the processors had done when the run began.
+    before: Option<Usage>,
+    /// Which share of them others had meanwhile.
+    others: Option<f64>,
     date: String,
     arguments: String,
     /// Of the servers.
@@ -24,26 +30,41 @@ pub struct Machine {
     pub took: Duration,
 }
 
-/// With more than this share of its cores in use before the start, a machine is called loaded.
-const LOADED: f64 = 0.25;
+/// What the processors did until now, in their ticks.
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    /// For this process, and for those that it started.
+    own: u64,
+    /// For any; not for packets on their way, which are for the most part ours.
+    any: u64,
+    /// Including idleness.
+    all: u64,
+}
+
+/// With more than this share of its processors used by others, a machine is called busy.
+const BUSY: f64 = 0.1;
 
 impl Machine {
     /// Looks at this one; what it does not tell is left out.
-    pub fn look() -> Outcome<Self> {
+    pub fn look(arguments: &str) -> Outcome<Self> {
         let told = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let processor =
             told.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name.to_owned());
-        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Ok(Self {
             processor: processor.unwrap_or_else(|| "unknown processor".to_owned()),
             cores: std::thread::available_parallelism()?.get(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
             rustc: rustc(),
-            load: load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default(),
+            before: Usage::look().ok(),
             date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
-            arguments: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            arguments: arguments.to_owned(),
             ..Self::default()
         })
+    }
+
+    /// Notes what others did meanwhile; to be called while the servers still run.
+    pub fn watched(&mut self) {
+        self.others = self.before.zip(Usage::look().ok()).map(|(before, now)| now.of_others_since(before));
     }
 
     /// As lines of Markdown.
@@ -54,14 +75,64 @@ impl Machine {
         _ = writeln!(text, "- {}: `{command}`, {:.0?} in all", self.date, self.took);
         _ = writeln!(text, "- {}, {} cores, Linux {}, {}", self.processor, self.cores, self.kernel, self.rustc);
         _ = writeln!(text, "- {}, servers, client and load on the same machine", self.versions.join(", "));
-        let cores = self.load / self.cores.max(1) as f64;
-        let loaded = if cores > LOADED { "**the machine was busy with something else**" } else { "the machine was idle" };
-        _ = writeln!(text, "- load over the minute before: {:.2}; {loaded}", self.load);
+        if let Some(others) = self.others {
+            let busy = if others > BUSY { "**the machine was busy with something else**" } else { "the machine was ours" };
+            _ = writeln!(text, "- others had {:.0} % of the processors while this ran; {busy}", others * 100.0);
+        }
         text
+    }
+}
+
+impl Usage {
+    fn look() -> Outcome<Self> {
+        let CpuTime { user, nice, system, idle, iowait, irq, softirq, steal, .. } = KernelStats::current()?.total;
+        // What another machine of the same host takes is taken by others, too.
+        let any = user + nice + system + steal.unwrap_or_default();
+        let all = any + idle + [iowait, irq, softirq].into_iter().flatten().sum::<u64>();
+        // Whoever ends in between is counted by its parent.
+        let processes: Vec<_> = all_processes()?.flatten().filter_map(|process| process.stat().ok()).collect();
+        let mut family = HashSet::from([std::process::id().cast_signed()]);
+        let mut known = 0;
+        while known < family.len() {
+            known = family.len();
+            family.extend(
+                processes.iter().filter(|process| family.contains(&process.ppid)).map(|process| process.pid).collect::<Vec<_>>(),
+            );
+        }
+        let ticks = |process: &Stat| {
+            let ended = process.cutime.saturating_add(process.cstime);
+            process.utime + process.stime + u64::try_from(ended).unwrap_or_default()
+        };
+        let own = processes.iter().filter(|process| family.contains(&process.pid)).map(ticks).sum();
+        Ok(Self { own, any, all })
+    }
+
+    /// Which share of the processors others had since then.
+    fn of_others_since(self, before: Self) -> f64 {
+        let others = (self.any - before.any).saturating_sub(self.own - before.own);
+        others as f64 / (self.all - before.all).max(1) as f64
     }
 }
 
 fn rustc() -> String {
     let told = Command::new("rustc").arg("--version").output();
     told.map_or_else(|_| "rustc unknown".to_owned(), |told| String::from_utf8_lossy(&told.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_our_own_processes_took_is_not_that_of_others() {
+        let before = Usage { own: 10, any: 100, all: 1_000 };
+        assert!((Usage { own: 60, any: 200, all: 1_200 }.of_others_since(before) - 0.25).abs() < 1e-9);
+        assert!(Usage { own: 200, any: 200, all: 1_200 }.of_others_since(before).abs() < 1e-9);
+    }
+
+    #[test]
+    fn this_process_is_one_of_ours() {
+        let process = procfs::process::Process::myself().unwrap().stat().unwrap();
+        assert!(Usage::look().unwrap().own >= process.utime + process.stime);
+    }
 }

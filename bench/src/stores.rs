@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::Outcome;
 use crate::arm::{Arm, Server};
+use crate::raw::{consul, etcd};
 
 /// One server of each kind, and a folder for files; all gone when dropped.
 pub struct Stores {
@@ -29,6 +30,8 @@ impl Stores {
     /// Where an arm finds its store, as [`Client::connect`](crate::client::Client::connect) takes it.
     pub fn place(&self, arm: Arm) -> String {
         match arm.server() {
+            // Which program it is, the worker cannot know.
+            Some(server) if arm.is_command() => format!("{} {}", self.address(server), self.program(server)),
             Some(server) => place(arm, self.address(server)),
             None if arm == Arm::Sqlite => format!("sqlite://{}", self.locks().display()),
             None => self.folder.path().display().to_string(),
@@ -44,6 +47,14 @@ impl Stores {
         })
     }
 
+    /// How many keys with such names are held at the server of an arm.
+    pub async fn held(&self, arm: Arm, prefix: &str) -> Outcome<usize> {
+        match arm.server().ok_or("it has a server")? {
+            Server::Consul => consul::held(&self.consul.address().to_string(), prefix).await,
+            Server::Etcd => etcd::held(&self.etcd.address().to_string(), prefix).await,
+        }
+    }
+
     /// Which versions answer.
     pub async fn versions(&self) -> Outcome<[String; 2]> {
         let consul = self.consul.run(&["version"])?.lines().next().unwrap_or_default().to_owned();
@@ -57,6 +68,14 @@ impl Stores {
             Server::Consul => self.consul.address(),
             Server::Etcd => self.etcd.address(),
         }
+    }
+
+    fn program(&self, server: Server) -> String {
+        let command = match server {
+            Server::Consul => self.consul.command(),
+            Server::Etcd => self.etcd.command(),
+        };
+        command.get_program().to_string_lossy().into_owned()
     }
 
     fn locks(&self) -> std::path::PathBuf {

@@ -35,6 +35,8 @@ pub enum Axis {
     Tens,
     /// They grow evenly, from zero.
     Even,
+    /// Equal steps are equal factors, so that what is small stays apart beside what is large.
+    Factors,
 }
 
 const WIDTH: f64 = 760.0;
@@ -84,8 +86,8 @@ impl Lines {
         const TOP: f64 = 64.0;
         const BOTTOM: f64 = 350.0;
         let points = || self.series.iter().flat_map(|line| &line.1);
-        let columns = across.marks(points().map(|point| point.0).fold(0.0, f64::max));
-        let rows = upwards.marks(points().map(|point| point.1).fold(0.0, f64::max));
+        let columns = across.marks(points().map(|point| point.0));
+        let rows = upwards.marks(points().map(|point| point.1));
         let x = |value: f64| LEFT + 14.0 + (RIGHT - LEFT - 28.0) * across.place(value, &columns);
         let y = |value: f64| BOTTOM - (BOTTOM - TOP) * upwards.place(value, &rows);
         let mut svg = begun(BOTTOM + 52.0, &self.title);
@@ -117,11 +119,19 @@ impl Lines {
 }
 
 impl Axis {
-    /// Round numbers up to the first that is not exceeded.
-    fn marks(self, most: f64) -> Vec<f64> {
+    /// Round numbers from one that is not above the least to one that is not below the most.
+    fn marks(self, values: impl Iterator<Item = f64> + Clone) -> Vec<f64> {
+        let (least, most) = (values.clone().fold(f64::MAX, f64::min), values.fold(0.0, f64::max));
         match self {
             Self::Tens => (0..=most.max(10.0).log10().ceil() as i32).map(|decade| 10_f64.powi(decade)).collect(),
-            Self::Even => {
+            Self::Factors if least > 0.0 && least <= most => {
+                let decades = (least.log10().floor() as i32)..=(most.log10().ceil() as i32);
+                let round: Vec<_> = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(decade))).collect();
+                let below = round.iter().rposition(|value| *value <= least).unwrap_or(0);
+                let above = round.iter().position(|value| *value >= most).unwrap_or(round.len() - 1);
+                round[below..=above.max(below + 1)].to_vec()
+            }
+            Self::Even | Self::Factors => {
                 let step = nice(most / 5.0);
                 (0..=(most / step).ceil().max(1.0) as u32).map(|n| step * f64::from(n)).collect()
             }
@@ -130,10 +140,11 @@ impl Axis {
 
     /// Where a number stands between the first mark, at 0, and the last, at 1.
     fn place(self, value: f64, marks: &[f64]) -> f64 {
-        let end = marks.last().copied().unwrap_or(1.0);
+        let (begin, end) = (marks[0], marks[marks.len() - 1]);
         match self {
             Self::Tens => value.max(1.0).log10() / end.log10(),
-            Self::Even => value / end,
+            Self::Factors if begin > 0.0 => (value / begin).ln() / (end / begin).ln(),
+            Self::Even | Self::Factors => value / end,
         }
     }
 }
@@ -180,11 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_an_axis_reach_beyond_the_greatest_number() {
-        assert_eq!(Axis::Tens.marks(2_500.0), [1.0, 10.0, 100.0, 1_000.0, 10_000.0]);
-        assert_eq!(Axis::Even.marks(16.0), [0.0, 5.0, 10.0, 15.0, 20.0]);
-        for axis in [Axis::Tens, Axis::Even] {
-            let marks = axis.marks(0.0);
+    fn an_axis_goes_from_below_the_least_to_above_the_most() {
+        let marks = |axis: Axis, values: &[f64]| axis.marks(values.iter().copied()).into_iter().map(trimmed).collect::<Vec<_>>();
+        assert_eq!(marks(Axis::Tens, &[2_500.0]), ["1", "10", "100", "1000", "10000"]);
+        assert_eq!(marks(Axis::Even, &[3.0, 16.0]), ["0", "5", "10", "15", "20"]);
+        assert_eq!(marks(Axis::Factors, &[0.6, 7.0]), ["0.5", "1", "2", "5", "10"]);
+        assert_eq!(marks(Axis::Factors, &[1.0]), ["1", "2"]);
+        for axis in [Axis::Tens, Axis::Even, Axis::Factors] {
+            let marks = axis.marks(std::iter::empty());
             assert_eq!((marks.len(), axis.place(marks[0], &marks), axis.place(marks[1], &marks)), (2, 0.0, 1.0), "{axis:?}");
         }
     }

@@ -51,13 +51,14 @@ pub fn verdicts(findings: &Findings) -> Vec<Verdict> {
     }
     let keys = findings.throughput.iter().map(|one| one.keys).max().unwrap_or_default();
     for arm in [Arm::Etcd, Arm::Consul] {
-        let samples = |arm| findings.throughput.iter().find(|one| one.arm == arm && one.keys == keys).map(|one| &one.samples);
-        let ratio = samples(arm).zip(arm.floor().and_then(samples)).and_then(|(own, floor)| own.ratio_to(floor));
-        verdicts.extend(ratio.map(|ratio| Verdict {
+        let find = |arm| findings.throughput.iter().find(|one| one.arm == arm && one.keys == keys);
+        let Some((own, floor)) = find(arm).zip(arm.floor().and_then(find)) else { continue };
+        let ratio = own.samples.ratio_to(&floor.samples).filter(|_| own.failure.is_none());
+        verdicts.push(Verdict {
             demand: format!("throughput with {keys} keys, {}: at least {THROUGHPUT} times raw", arm.name()),
-            measured: format!("{:.2}", ratio.p50),
-            held: ratio.p50 >= THROUGHPUT,
-        }));
+            measured: ratio.map_or("did not get through".to_owned(), |ratio| format!("{:.2}", ratio.p50)),
+            held: ratio.is_some_and(|ratio| ratio.p50 >= THROUGHPUT),
+        });
     }
     overhead(findings, &mut verdicts);
     crowds(findings, &mut verdicts);
@@ -76,7 +77,7 @@ fn handovers(findings: &Findings, verdicts: &mut Vec<Verdict>) {
     };
     for arm in [Arm::Etcd, Arm::Consul, Arm::Fair] {
         let demand = format!("handover to the other of two processes, {}: at most {HANDOVER} times raw", arm.name());
-        verdicts.extend(at_most(demand, samples(arm, 1), arm.floor().and_then(|floor| samples(floor, 1)), HANDOVER));
+        verdicts.extend(at_most(demand, samples(arm, 1), samples(arm.handover_floor(), 1), HANDOVER));
     }
     let most = findings.handover.iter().map(|one| one.waiters).max().unwrap_or_default();
     for arm in [Arm::Etcd, Arm::Fair] {

@@ -2,7 +2,10 @@
 //!
 //! They say `ready`, are told to go on by a line, and die with the process that started them.
 
-use std::process::Stdio;
+use std::error::Error;
+use std::fmt::{self, Display, Formatter};
+use std::process::{ExitCode, Stdio};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +16,15 @@ use futures_util::future::{join_all, try_join_all};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{self, Child, ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::Outcome;
 use crate::arm::Arm;
 use crate::client::Client;
+use crate::peer::command::Command;
+use crate::scenario::idle::held_under;
+use crate::told;
 
 /// What a worker is started for.
 #[derive(Debug, Subcommand)]
@@ -38,6 +44,14 @@ pub enum Work {
         tasks: usize,
         /// For how many milliseconds.
         millis: u64,
+        /// For how many milliseconds at a time.
+        hold: u64,
+    },
+    /// Says when it began, waits, and says when it ended: what a command runs that holds a lock.
+    #[command(hide = true)]
+    Tenure {
+        /// For how many milliseconds.
+        hold: u64,
     },
     /// Holds many keys.
     #[command(hide = true)]
@@ -70,6 +84,8 @@ pub struct Contend {
     pub key: String,
     /// For how long.
     pub length: Duration,
+    /// For how long at a time.
+    pub hold: Duration,
 }
 
 /// Nanoseconds on the clock of all processes of the machine.
@@ -93,22 +109,21 @@ struct Worker {
     output: Lines<BufReader<ChildStdout>>,
 }
 
-/// How long a contender holds the lock, and how long it stays away then: long enough for it to wait again before the lock is given back.
-const HOLD: Duration = Duration::from_millis(8);
-/// The lock service of etcd hears of a release up to 100 ms late if it has not waited for so long: it is not to be blamed for short tenures.
-const HOLD_OF_SERVICE: Duration = Duration::from_millis(150);
+/// How long a contender stays away after a tenure.
 const PAUSE: Duration = Duration::from_millis(2);
 /// So many locks are taken at once by those who hold many.
 const AT_ONCE: usize = 8;
 const READY: &str = "ready";
+/// Begins the line of a worker that cannot go on.
+const FAILED: &str = "failed: ";
 
 impl Crew {
     /// Starts a process with so many clients and so many tasks of each.
     pub fn start(order: &Contend, clients: usize, tasks: usize) -> Outcome<Self> {
-        let Contend { arm, place, key, length } = order;
-        let numbers = [clients.to_string(), tasks.to_string(), length.as_millis().to_string()];
-        let [clients, tasks, millis] = &numbers;
-        Ok(Self(Worker::start(&["contend", &arm_argument(*arm), place, key, clients, tasks, millis])?))
+        let Contend { arm, place, key, length, hold } = order;
+        let numbers = [clients.to_string(), tasks.to_string(), length.as_millis().to_string(), hold.as_millis().to_string()];
+        let [clients, tasks, millis, hold] = &numbers;
+        Ok(Self(Worker::start(&["contend", &arm_argument(*arm), place, key, clients, tasks, millis, hold])?))
     }
 
     /// Returns when all its clients are connected.
@@ -124,12 +139,26 @@ impl Crew {
     /// Waits for its end; what it had.
     pub async fn tenures(mut self) -> Outcome<Vec<Tenure>> {
         let mut tenures = Vec::new();
-        while let Some(line) = self.0.output.next_line().await? {
-            let (granted, released) = line.split_once(' ').ok_or("a worker spoke otherwise than agreed")?;
-            tenures.push(Tenure { granted: granted.parse()?, released: released.parse()? });
+        while let Some(line) = self.0.line().await? {
+            tenures.push(line.parse()?);
         }
         self.0.ended().await?;
         Ok(tenures)
+    }
+}
+
+impl FromStr for Tenure {
+    type Err = Box<dyn Error + Send + Sync>;
+
+    fn from_str(line: &str) -> Result<Self, Self::Err> {
+        let (granted, released) = line.split_once(' ').ok_or("a worker spoke otherwise than agreed")?;
+        Ok(Self { granted: granted.parse()?, released: released.parse()? })
+    }
+}
+
+impl Display for Tenure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.granted, self.released)
     }
 }
 
@@ -147,7 +176,7 @@ impl Holder {
     /// Lets it end; bytes of heap for each lock beyond the first.
     pub async fn heap(mut self) -> Outcome<Option<f64>> {
         self.0.go().await?;
-        let told = self.0.output.next_line().await?.ok_or("a worker ended early")?;
+        let told = self.0.line().await?.ok_or("a worker ended early")?;
         self.0.ended().await?;
         Ok(told.parse().ok())
     }
@@ -157,15 +186,24 @@ impl Worker {
     fn start(arguments: &[&str]) -> Outcome<Self> {
         let mut command = mortal(std::env::current_exe()?);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = Command::from(command).kill_on_drop(true).spawn()?;
+        let mut child = process::Command::from(command).kill_on_drop(true).spawn()?;
         let (input, output) = (child.stdin.take().ok_or("no pipe")?, child.stdout.take().ok_or("no pipe")?);
         Ok(Self { child, input, output: BufReader::new(output).lines() })
     }
 
     async fn ready(&mut self) -> Outcome<()> {
-        match self.output.next_line().await? {
+        match self.line().await? {
             Some(line) if line == READY => Ok(()),
-            _ => Err("a worker did not come up; it said why above".into()),
+            _ => Err("a worker did not come up".into()),
+        }
+    }
+
+    /// What it says next; why it cannot go on is an error.
+    async fn line(&mut self) -> Outcome<Option<String>> {
+        let line = self.output.next_line().await?;
+        match line.as_deref().and_then(|line| line.strip_prefix(FAILED)) {
+            Some(why) => Err(why.into()),
+            None => Ok(line),
         }
     }
 
@@ -184,33 +222,59 @@ fn arm_argument(arm: Arm) -> String {
     arm.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-/// Does what this process was started for.
-pub async fn work(work: Work) -> Outcome<()> {
+/// Does what this process was started for, and tells the one that started it what went wrong.
+pub async fn work(work: Work) -> ExitCode {
+    match done(work).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{FAILED}{}", told(&*error).replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says when it began, waits for so many milliseconds, and says when it ended.
+pub fn tenure(hold: u64) {
+    let granted = now();
+    std::thread::sleep(Duration::from_millis(hold));
+    println!("{}", Tenure { granted, released: now() });
+}
+
+async fn done(work: Work) -> Outcome<()> {
     match work {
-        Work::Contend { arm, place, key, clients, tasks, millis } => {
-            let connecting = (0..clients).map(|_| Client::connect(arm, &place));
-            let clients: Vec<_> = try_join_all(connecting).await?.into_iter().map(Arc::new).collect();
-            told_to_go_on().await?;
-            let until = Instant::now() + Duration::from_millis(millis);
-            let hold = if arm == Arm::LockService { HOLD_OF_SERVICE } else { HOLD };
-            // They end at that time; this waits for them.
-            let contending = clients.iter().flat_map(|client| std::iter::repeat_n(client, tasks));
-            let contending: Vec<_> =
-                contending.map(|client| tokio::spawn(contend(Arc::clone(client), key.clone(), hold, until))).collect();
-            let mut lines = String::new();
-            for tenures in try_join_all(contending).await? {
-                for Tenure { granted, released } in tenures? {
-                    lines += &format!("{granted} {released}\n");
-                }
+        Work::Tenure { hold } => {
+            tenure(hold);
+            Ok(())
+        }
+        Work::Contend { arm, place, key, clients, tasks, millis, hold } => {
+            let (length, hold) = (Duration::from_millis(millis), Duration::from_millis(hold));
+            let tenures = if arm.is_command() {
+                told_to_go_on().await?;
+                let (command, until) = (Command::at(arm, &place)?, Instant::now() + length);
+                try_join_all((0..clients).map(|_| command.contend(&key, hold, until))).await?
+            } else {
+                let connecting = (0..clients).map(|_| Client::connect(arm, &place));
+                let clients: Vec<_> = try_join_all(connecting).await?.into_iter().map(Arc::new).collect();
+                told_to_go_on().await?;
+                let until = Instant::now() + length;
+                // The lock service wakes nobody any more once a hundred waiters went away (etcd 3.5.16).
+                let patient = arm == Arm::LockService;
+                let contending = clients.iter().flat_map(|client| std::iter::repeat_n(client, tasks));
+                // They end at that time; this waits for them.
+                let contending: Vec<_> =
+                    contending.map(|client| tokio::spawn(contend(Arc::clone(client), key.clone(), hold, until, patient))).collect();
+                let tenures = try_join_all(contending).await?.into_iter().collect::<Outcome<_>>()?;
+                join_all(clients.iter().map(|client| client.end())).await;
+                tenures
+            };
+            for tenure in tenures.concat() {
+                println!("{tenure}");
             }
-            join_all(clients.iter().map(|client| client.end())).await;
-            print!("{lines}");
             Ok(())
         }
         Work::Hold { arm, place, locks } => {
-            let client = Client::connect(arm, &place).await?;
-            // Others hold at the same time.
-            let key = |n: usize| format!("bench/held/{arm:?}/{locks}/{n}");
+            let client = Client::connect_to_hold(arm, &place).await?;
+            let key = |n: usize| format!("{}{n}", held_under(arm, locks));
             let first = client.lock(&key(0)).await?;
             let before = heap_in_use();
             let more = stream::iter(1..locks)
@@ -236,10 +300,20 @@ pub async fn work(work: Work) -> Outcome<()> {
     }
 }
 
-async fn contend(client: Arc<Client>, key: String, for_so_long: Duration, until: Instant) -> Outcome<Vec<Tenure>> {
+/// Takes and gives back the key until then. Whoever waits at the end goes away, or, if it is patient, is handed the lock and gives it back at once.
+async fn contend(client: Arc<Client>, key: String, for_so_long: Duration, until: Instant, patient: bool) -> Outcome<Vec<Tenure>> {
     let mut tenures = Vec::new();
-    while let Ok(hold) = timeout_at(until, client.lock(&key)).await {
-        let hold = hold?;
+    while Instant::now() < until {
+        let hold = if patient {
+            client.lock(&key).await?
+        } else {
+            let Ok(hold) = timeout_at(until, client.lock(&key)).await else { break };
+            hold?
+        };
+        if Instant::now() >= until {
+            client.release(hold).await?;
+            break;
+        }
         let granted = now();
         sleep(for_so_long).await;
         let released = now();
@@ -250,7 +324,8 @@ async fn contend(client: Arc<Client>, key: String, for_so_long: Duration, until:
     Ok(tenures)
 }
 
-fn now() -> u64 {
+/// Nanoseconds on the clock of all processes of the machine.
+pub fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }

@@ -3,13 +3,18 @@
 //! All contenders take the lock over and over in processes of their own, so that there is always the same number of waiters. They note times on the
 //! clock that all processes of a machine share.
 
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::sleep;
+
 use super::Plan;
 use crate::Outcome;
 use crate::arm::Arm;
 use crate::progress;
 use crate::stats::Samples;
-use crate::stores::Stores;
-use crate::worker::{Contend, Crew, Tenure};
+use crate::stores::{Stores, place};
+use crate::worker::{Contend, Crew, Tenure, now};
 
 /// Where those who wait live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +35,29 @@ pub struct Handover {
     pub waiters: usize,
     /// Microseconds from the release call to the next grant.
     pub samples: Samples,
+    /// Requests of all contenders for each tenure; `None` for what was not counted.
+    pub requests: Option<f64>,
+    /// Why a peer did not get through.
+    pub failure: Option<String>,
 }
 
+/// Of a round so much is counted.
+const COUNTED: f64 = 0.6;
+/// So many contenders are counted at once, where none has more: whoever is kept from waiting again in time makes fewer requests.
+const AT_ONCE: usize = 33;
 /// So many processes at most.
 const PROCESSES: usize = 10;
 /// Of a round so much is not counted, until all wait.
 const WARM_UP: f64 = 0.25;
+/// How long a contender holds the lock.
+const HOLD: Duration = Duration::from_millis(8);
+/// How long one of the lock service's has waited before it is handed the lock, at least: it hears up to 100 ms late of a release if it has not
+/// waited for so long, and is not to be blamed for short tenures.
+const WAIT_OF_SERVICE: Duration = Duration::from_millis(150);
+/// How long the command holds the lock: until the next process has started, and waits.
+const HOLD_OF_COMMAND: Duration = Duration::from_millis(100);
+/// So many commands wait at most: each is a process.
+const COMMANDS: usize = 10;
 
 impl Placement {
     /// What people read.
@@ -49,9 +71,9 @@ impl Placement {
     /// How many clients each process has, and how many tasks each client.
     fn crews(self, arm: Arm, contenders: usize) -> Vec<(usize, usize)> {
         match self {
+            Self::OneProcess if arm.is_dlock() => vec![(1, contenders)],
             // A bare client knows nothing of its neighbours: two of one process wait for the store, like two of two processes.
-            Self::OneProcess if arm.floor().is_none() => vec![(contenders, 1)],
-            Self::OneProcess => vec![(1, contenders)],
+            Self::OneProcess => vec![(contenders, 1)],
             Self::Spread => {
                 let processes = contenders.min(PROCESSES);
                 (0..processes).map(|n| ((contenders + n) / processes, 1)).collect()
@@ -60,63 +82,151 @@ impl Placement {
     }
 }
 
+impl Handover {
+    fn new(arm: Arm, placement: Placement, waiters: usize) -> Self {
+        Self { arm, placement, waiters, samples: Samples::default(), requests: None, failure: None }
+    }
+
+    /// How long each holds the lock.
+    fn hold(&self) -> Duration {
+        match self.arm {
+            Arm::LockService => HOLD.max(WAIT_OF_SERVICE / self.waiters.max(1) as u32),
+            arm if arm.is_command() => HOLD_OF_COMMAND,
+            _ => HOLD,
+        }
+    }
+
+    /// One round, beside which something else is done once it has begun; the tenures, and what that brought.
+    async fn race<T>(
+        &self,
+        place: String,
+        name: &str,
+        usual: Duration,
+        beside: impl AsyncFnOnce() -> T,
+    ) -> Outcome<(Vec<Tenure>, T)> {
+        let Self { arm, placement, waiters, .. } = *self;
+        let key = format!("bench/handover/{name}/{waiters}/{placement:?}/{arm:?}");
+        let order = Contend { arm, place, key, length: self.length(usual), hold: self.hold() };
+        let mut running = Vec::new();
+        for (clients, tasks) in placement.crews(arm, waiters + 1) {
+            running.push(Crew::start(&order, clients, tasks)?);
+        }
+        for crew in &mut running {
+            crew.ready().await?;
+        }
+        for crew in &mut running {
+            crew.go().await?;
+        }
+        let brought = beside().await;
+        let mut tenures = Vec::new();
+        for crew in running {
+            tenures.extend(crew.tenures().await?);
+        }
+        if tenures.len() < 2 {
+            return Err("the lock was not handed over".into());
+        }
+        Ok((tenures, brought))
+    }
+
+    /// Counts the requests of one more round, in the midst of it and through a proxy.
+    async fn count(&mut self, stores: &Stores, usual: Duration) -> Outcome<()> {
+        let proxy = stores.proxy(self.arm.server().ok_or("it has a server")?).await?;
+        let length = self.length(usual);
+        let beside = async || {
+            sleep(length.mul_f64(WARM_UP)).await;
+            proxy.reset();
+            let from = now();
+            sleep(length.mul_f64(COUNTED)).await;
+            (proxy.requests().len(), from..now())
+        };
+        match self.race(place(self.arm, proxy.address()), "counted", usual, beside).await {
+            Ok((tenures, (requests, while_counted))) => {
+                let counted = tenures.iter().filter(|tenure| while_counted.contains(&tenure.granted)).count();
+                self.requests = (counted > 0).then(|| requests as f64 / counted as f64);
+                Ok(())
+            }
+            Err(error) if self.arm.is_peer() => {
+                self.failure = Some(error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How long a round lasts: longer where tenures are.
+    fn length(&self, usual: Duration) -> Duration {
+        usual.mul_f64(self.hold().div_duration_f64(HOLD).clamp(1.0, 3.0))
+    }
+
+    /// How many rounds there are: fewer of commands, which take long and are far from all others.
+    fn rounds(&self, plan: &Plan) -> usize {
+        if self.arm.is_command() { plan.handovers.0.div_ceil(2) } else { plan.handovers.0 }
+    }
+
+    /// How long all rounds take, about.
+    fn expected(&self, plan: &Plan) -> Duration {
+        // To start processes, to connect, and to end.
+        let beside = Duration::from_millis(300) + Duration::from_millis(5) * self.waiters as u32;
+        (self.length(plan.handovers.1) + beside) * self.rounds(plan) as u32
+    }
+}
+
+/// How long all of it takes, about.
+pub fn expected(plan: &Plan) -> Duration {
+    let arms = arms(plan);
+    let counting = arms.iter().map(|arm| arm.expected(plan) / arm.rounds(plan) as u32 / AT_ONCE.div_ceil(arm.waiters + 1) as u32);
+    arms.iter().map(|arm| arm.expected(plan)).chain(counting).sum()
+}
+
 /// All arms in turns.
 pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Handover>> {
-    let mut measured = arms(plan.waiters);
+    let mut measured = arms(plan);
+    let steps: usize = measured.iter().map(|one| one.rounds(plan)).sum();
+    let mut step = 0;
     let (rounds, usual) = plan.handovers;
     for round in 0..rounds {
-        for arm in &mut measured {
-            let Handover { arm, placement, waiters, samples } = arm;
-            progress::step(&format!("handover: {}, {waiters} waiting in {}", arm.name(), placement.name()), round, rounds);
-            let crews = placement.crews(*arm, *waiters + 1);
-            // Its tenures are longer.
-            let length = if *arm == Arm::LockService { usual * 3 } else { usual };
-            let order = Contend {
-                arm: *arm,
-                place: stores.place(*arm),
-                key: format!("bench/handover/{round}/{waiters}/{placement:?}/{arm:?}"),
-                length,
+        for one in measured.iter_mut().filter(|one| round < one.rounds(plan)) {
+            let Handover { arm, placement, waiters, .. } = *one;
+            progress::step(&format!("handover: {}, {waiters} waiting in {}", arm.name(), placement.name()), step, steps);
+            step += 1;
+            let tenures = match one.race(stores.place(arm), &format!("timed/{round}"), usual, async || ()).await {
+                Err(error) if arm.is_peer() => {
+                    progress::say(&format!("{} did not get through: {error}", arm.name()));
+                    one.failure = Some(error.to_string());
+                    Vec::new()
+                }
+                raced => raced?.0,
             };
-            samples.add(handovers(race(&order, &crews).await?, WARM_UP));
+            one.samples.add(handovers(tenures, WARM_UP));
         }
+    }
+    for &waiters in plan.waiters {
+        progress::say(&format!("handover: requests with {waiters} waiting"));
+        let counted = |one: &&mut Handover| one.waiters == waiters && one.placement == Placement::Spread && !one.arm.is_command();
+        let counting = measured.iter_mut().filter(counted).map(|one| one.count(stores, usual));
+        let at_once = AT_ONCE.div_ceil(waiters + 1);
+        stream::iter(counting).buffer_unordered(at_once).try_collect::<()>().await?;
     }
     Ok(measured)
 }
 
-fn arms(waiters: &[usize]) -> Vec<Handover> {
+fn arms(plan: &Plan) -> Vec<Handover> {
+    const LINES: [Arm; 3] = [Arm::RawEtcdLine, Arm::Etcd, Arm::LockService];
+    const KEYS: [Arm; 3] = [Arm::RawConsul, Arm::Consul, Arm::RsConsul];
+    const FAIR: [Arm; 2] = [Arm::RawConsulLine, Arm::Fair];
     let mut arms = Vec::new();
-    let mut add = |arm, placement, waiters| arms.push(Handover { arm, placement, waiters, samples: Samples::default() });
-    for placement in [Placement::Spread, Placement::OneProcess] {
-        for arm in [Arm::RawEtcd, Arm::RawConsul] {
-            add(arm, placement, 1);
-        }
-        for &waiters in waiters {
-            for arm in [Arm::Etcd, Arm::Consul, Arm::Fair] {
-                add(arm, placement, waiters);
-            }
-        }
+    for &waiters in plan.waiters {
+        let between = [&LINES[..], &[Arm::RawEtcd], &KEYS, &FAIR].concat();
+        arms.extend(between.into_iter().map(|arm| Handover::new(arm, Placement::Spread, waiters)));
     }
-    add(Arm::LockService, Placement::Spread, 1);
+    for &waiters in plan.waiters.iter().filter(|&&waiters| waiters <= COMMANDS) {
+        arms.extend([Arm::EtcdctlLock, Arm::ConsulLock].map(|arm| Handover::new(arm, Placement::Spread, waiters)));
+    }
+    arms.extend([Arm::RawEtcdLine, Arm::RawConsul, Arm::RawConsulLine].map(|arm| Handover::new(arm, Placement::OneProcess, 1)));
+    for &waiters in plan.waiters_within {
+        arms.extend([Arm::Etcd, Arm::Consul, Arm::Fair].map(|arm| Handover::new(arm, Placement::OneProcess, waiters)));
+    }
     arms
-}
-
-/// Lets all crews contend for the key; their tenures.
-async fn race(order: &Contend, crews: &[(usize, usize)]) -> Outcome<Vec<Tenure>> {
-    let mut running = Vec::new();
-    for &(clients, tasks) in crews {
-        running.push(Crew::start(order, clients, tasks)?);
-    }
-    for crew in &mut running {
-        crew.ready().await?;
-    }
-    for crew in &mut running {
-        crew.go().await?;
-    }
-    let mut tenures = Vec::new();
-    for crew in running {
-        tenures.extend(crew.tenures().await?);
-    }
-    Ok(tenures)
 }
 
 /// Microseconds between each release call and the next grant, after the beginning.

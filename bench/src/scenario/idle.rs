@@ -17,6 +17,8 @@ pub struct Idle {
     pub arm: Arm,
     /// How many were held.
     pub locks: usize,
+    /// How many of them were still held at the end of it.
+    pub held: usize,
     /// For how long.
     pub watched: Duration,
     /// Renewals of the session in that time.
@@ -35,7 +37,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// All arms at once, each through a proxy and in a process of its own.
 pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Idle>> {
     let mut holding = Vec::new();
-    for arm in [Arm::Etcd, Arm::Consul] {
+    for arm in [Arm::Etcd, Arm::Consul, Arm::RsConsul] {
         for &locks in plan.held {
             let proxy = stores.proxy(arm.server().ok_or("it has a server")?).await?;
             let holder = Holder::start(arm, &place(arm, proxy.address()), locks)?;
@@ -50,16 +52,28 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Idle>> {
     for (_, _, proxy, _) in &holding {
         proxy.reset();
     }
-    progress::say(&format!("idle: all are held for {:?}", plan.idle));
+    progress::step(&format!("idle: all are held for {:?}", plan.idle), 0, 1);
     tokio::time::sleep(plan.idle).await;
     let mut measured = Vec::new();
     for (arm, locks, proxy, holder) in holding {
         let (renewals, others) = counts(&proxy);
         let connections = connections(proxy.address().port())?;
+        let held = stores.held(arm, &held_under(arm, locks)).await?;
         let heap = holder.heap().await?;
-        measured.push(Idle { arm, locks, watched: plan.idle, renewals, others, connections, heap });
+        measured.push(Idle { arm, locks, held, watched: plan.idle, renewals, others, connections, heap });
     }
     Ok(measured)
+}
+
+/// How the names of all keys begin that are held by so many locks of an arm; others hold at the same time.
+pub fn held_under(arm: Arm, locks: usize) -> String {
+    format!("bench/held/{arm:?}/{locks}/")
+}
+
+/// How long all of it takes, about.
+pub fn expected(plan: &Plan) -> Duration {
+    const TAKING: Duration = Duration::from_secs(6);
+    TAKING + SETTLE + plan.idle
 }
 
 /// Connections of this machine that lead to a port of it and are open.

@@ -28,6 +28,20 @@ pub enum Scenario {
     Scale,
 }
 
+impl Scenario {
+    /// How long it takes, about, on a machine that is idle otherwise.
+    pub fn expected(self, plan: &Plan) -> Duration {
+        match self {
+            Self::Uncontended => uncontended::expected(plan),
+            Self::Handover => handover::expected(plan),
+            Self::Idle => idle::expected(plan),
+            Self::Throughput => throughput::expected(plan),
+            Self::Overhead => overhead::EXPECTED,
+            Self::Scale => scale::expected(plan),
+        }
+    }
+}
+
 /// How much of everything.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -39,6 +53,8 @@ pub struct Plan {
     pub handovers: (usize, Duration),
     /// How many wait.
     pub waiters: &'static [usize],
+    /// How many wait where all are in one process.
+    pub waiters_within: &'static [usize],
     /// How long locks are just held.
     pub idle: Duration,
     /// How many locks are held.
@@ -59,8 +75,9 @@ impl Plan {
         Self {
             pairs: (60, 50),
             commands: 20,
-            handovers: (5, Duration::from_millis(2_500)),
+            handovers: (3, Duration::from_millis(2_500)),
             waiters: &[1, 10, 100],
+            waiters_within: &[1, 10, 100],
             idle: Duration::from_secs(60),
             held: &[1, 100, 1_000],
             throughput: (5, 2_000),
@@ -73,10 +90,11 @@ impl Plan {
     /// What fits into two minutes.
     pub fn quick() -> Self {
         Self {
-            pairs: (40, 25),
+            pairs: (30, 25),
             commands: 5,
-            handovers: (2, Duration::from_millis(800)),
+            handovers: (2, Duration::from_millis(600)),
             waiters: &[1, 10],
+            waiters_within: &[10],
             idle: Duration::from_secs(15),
             held: &[1, 100, 1_000],
             throughput: (3, 400),

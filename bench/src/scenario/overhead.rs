@@ -1,6 +1,6 @@
 //! What dlock itself costs, apart from any store: time, heap and instructions of a lock and its release in this process.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dlock_counts::{Heap, Subject, heap_of, instructions};
 
@@ -20,6 +20,9 @@ pub struct Overhead {
     /// Instructions of an operation; `None` where nobody could count them.
     pub instructions: Option<u64>,
 }
+
+/// How long all of it takes, about: valgrind runs each subject twice.
+pub const EXPECTED: Duration = Duration::from_secs(8);
 
 /// All subjects in turns, then their counts.
 pub async fn measure(plan: &Plan) -> Outcome<Vec<Overhead>> {

@@ -79,6 +79,12 @@ const TENURES: usize = 5;
 /// How long each holds what all want.
 const TENURE: Duration = SECOND;
 
+/// How long all of it takes, about.
+pub fn expected(plan: &Plan) -> Duration {
+    const OF_EACH: Duration = Duration::from_micros(500);
+    OF_EACH * plan.clients.iter().sum::<usize>() as u32
+}
+
 /// All fleets and crowds.
 pub async fn measure(plan: &Plan) -> Outcome<(Vec<Fleet>, Vec<Crowd>)> {
     let (mut fleets, mut crowds) = (Vec::new(), Vec::new());

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Plan;
 use crate::Outcome;
@@ -22,13 +22,16 @@ pub struct Uncontended {
     pub samples: Samples,
 }
 
-const ARMS: [Arm; 10] = [
+const ARMS: [Arm; 13] = [
     Arm::RawEtcd,
     Arm::Etcd,
+    Arm::RawEtcdLine,
     Arm::LockService,
     Arm::RawConsul,
     Arm::Consul,
+    Arm::RawConsulLine,
     Arm::Fair,
+    Arm::RsConsul,
     Arm::RawSqlite,
     Arm::Sqlite,
     Arm::RawMemory,
@@ -40,6 +43,15 @@ const KEY: &str = "billing/invoices/2026/00012345";
 const WARM_UP: usize = 10;
 /// Over so many pairs requests are counted.
 const COUNTED: usize = 100;
+
+/// How long all of it takes, about.
+pub fn expected(plan: &Plan) -> Duration {
+    const PAIR_OF_EACH: Duration = Duration::from_millis(6);
+    const COUNTING: Duration = Duration::from_secs(3);
+    const COMMAND_OF_EACH: Duration = Duration::from_millis(60);
+    let (rounds, a_round) = plan.pairs;
+    PAIR_OF_EACH * (rounds * a_round) as u32 + COUNTING + COMMAND_OF_EACH * plan.commands as u32
+}
 
 /// All arms in turns, then the commands, then the counts.
 pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Uncontended>> {
@@ -53,7 +65,9 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Uncontended>> 
     }
     let (rounds, a_round) = plan.pairs;
     for round in 0..rounds {
-        progress::step("lock and release", round, rounds);
+        if round % 10 == 0 {
+            progress::step("lock and release", round, rounds);
+        }
         for turn in 0..ARMS.len() {
             // Nobody always comes after the same one.
             let place = (turn + round) % ARMS.len();

@@ -1,0 +1,77 @@
+//! A line of tickets, a key for each contender, who holds once nobody is ahead: one transaction to enter and see who is, one to leave.
+//!
+//! Whoever waits asks for the end of the ticket before its own alone. After that it looks once how it stands: a ticket ends with its session,
+//! too, so one further ahead may still be there, and its own may not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Deserialize;
+
+use super::{Agent, Entry};
+use crate::Outcome;
+
+/// Takes keys by standing in line.
+pub struct Line {
+    agent: Agent,
+    tickets: AtomicU64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Results {
+    results: Vec<Shown>,
+}
+
+#[derive(Deserialize)]
+struct Shown {
+    #[serde(rename = "KV")]
+    entry: Entry,
+}
+
+impl Line {
+    /// Opens the session at an agent.
+    pub async fn connect(address: &str) -> Outcome<Self> {
+        Ok(Self { agent: Agent::connect(address).await?, tickets: AtomicU64::new(0) })
+    }
+
+    /// Takes a place in the line of a key, and waits until it is the first; the ticket.
+    pub async fn lock(&self, key: &str) -> Outcome<String> {
+        let line = format!("{key}/.line/");
+        let ticket = format!("{line}{}.{}", self.agent.session, self.tickets.fetch_add(1, Ordering::Relaxed));
+        let enter = self.agent.operation("lock", &ticket, &self.agent.value);
+        let see = format!(r#"{{"KV":{{"Verb":"get-tree","Key":"{line}"}}}}"#);
+        let seen = self.agent.txn(format!("[{enter},{see}]")).await?.ok_or("a raw client of Consul got no ticket")?;
+        let Results { results } = serde_json::from_slice(&seen)?;
+        let entered = results.first().ok_or("Consul told nothing of the ticket")?.entry.create_index;
+        let mut ahead: Vec<Entry> =
+            results.into_iter().map(|shown| shown.entry).filter(|other| other.create_index < entered).collect();
+        ahead.sort_unstable_by_key(|other| other.create_index);
+        while let Some(nearest) = ahead.pop() {
+            self.gone(&nearest.key, entered).await?;
+            let answer = self.agent.get(&format!("{line}?keys")).await?;
+            let there: Vec<String> = serde_json::from_slice(&answer.body)?;
+            if !there.contains(&ticket) {
+                return Err("a raw client of Consul lost its ticket".into());
+            }
+            ahead.retain(|other| there.contains(&other.key));
+        }
+        Ok(ticket)
+    }
+
+    /// Leaves the line, which gives the key back.
+    pub async fn unlock(&self, ticket: &str) -> Outcome<()> {
+        let leave = format!(r#"[{{"KV":{{"Verb":"delete","Key":"{ticket}"}}}}]"#);
+        self.agent.txn(leave).await?.map(drop).ok_or_else(|| "a raw client of Consul could not leave the line".into())
+    }
+
+    /// Returns when a ticket is gone that was there at this index.
+    async fn gone(&self, ticket: &str, mut index: u64) -> Outcome<()> {
+        loop {
+            let answer = self.agent.wait(&format!("{ticket}?index={index}&wait=55s")).await?;
+            if answer.entries()?.is_empty() {
+                return Ok(());
+            }
+            index = answer.index.ok_or("Consul told no index")?;
+        }
+    }
+}

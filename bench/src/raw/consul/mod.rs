@@ -1,0 +1,140 @@
+//! Bare clients of Consul: a session that nobody renews, and requests over the connections and the pool that dlock's HTTP client is made of,
+//! without that client's layers.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::value;
+use crate::Outcome;
+
+pub mod key;
+pub mod line;
+
+/// A client with a session of its own.
+pub struct Agent {
+    address: String,
+    txn: Uri,
+    session: String,
+    /// In base64, which Consul demands.
+    value: String,
+    short: Client<HttpConnector, Full<Bytes>>,
+    waiting: Client<HttpConnector, Full<Bytes>>,
+    room: Semaphore,
+}
+
+/// What Consul answered.
+struct Answer {
+    status: StatusCode,
+    /// At which index that was so.
+    index: Option<u64>,
+    body: Bytes,
+}
+
+/// A key as Consul shows it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    key: String,
+    create_index: u64,
+    session: Option<String>,
+}
+
+/// As many connections for requests that are answered at once as dlock uses by default, whatever the concurrency.
+const CONNECTIONS: usize = 15;
+/// How long an idle connection is kept, as in dlock's client.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// How many keys are locked whose names begin so.
+pub async fn held(address: &str, prefix: &str) -> Outcome<usize> {
+    let shown = format!("http://{address}/v1/kv/{prefix}?recurse").parse()?;
+    let answer = ask(&client(), Method::GET, shown, String::new()).await?;
+    Ok(answer.entries()?.iter().filter(|entry| entry.session.is_some()).count())
+}
+
+fn client() -> Client<HttpConnector, Full<Bytes>> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(Duration::from_secs(1)));
+    connector.set_keepalive(Some(Duration::from_secs(10)));
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector)
+}
+
+impl Agent {
+    /// Opens the session at an agent.
+    pub async fn connect(address: &str) -> Outcome<Self> {
+        let short = client();
+        let session = json!({ "TTL": "3600s", "NodeChecks": [], "LockDelay": "0s" }).to_string();
+        let create = format!("http://{address}/v1/session/create").parse()?;
+        let opened: Value = serde_json::from_slice(&ask(&short, Method::PUT, create, session).await?.body)?;
+        let session = opened["ID"].as_str().ok_or("Consul opened no session")?.to_owned();
+        let txn = format!("http://{address}/v1/txn").parse()?;
+        let (address, room) = (address.to_owned(), Semaphore::new(CONNECTIONS));
+        Ok(Self { address, txn, session, value: BASE64.encode(value()), short, waiting: client(), room })
+    }
+
+    /// One operation on a key that concerns the session, as a transaction has it.
+    fn operation(&self, verb: &str, key: &str, value: &str) -> String {
+        format!(r#"{{"KV":{{"Verb":"{verb}","Key":"{key}","Value":"{value}","Session":"{}"}}}}"#, self.session)
+    }
+
+    /// A transaction; `None` when it was refused.
+    async fn txn(&self, operations: String) -> Outcome<Option<Bytes>> {
+        let _room = self.room.acquire().await?;
+        let answer = ask(&self.short, Method::PUT, self.txn.clone(), operations).await?;
+        match answer.status {
+            StatusCode::OK => Ok(Some(answer.body)),
+            StatusCode::CONFLICT => Ok(None),
+            _ => Err(answer.unexpected()),
+        }
+    }
+
+    /// A request that is answered at once.
+    async fn get(&self, target: &str) -> Outcome<Answer> {
+        let _room = self.room.acquire().await?;
+        ask(&self.short, Method::GET, self.uri(target)?, String::new()).await
+    }
+
+    /// A request that may wait.
+    async fn wait(&self, target: &str) -> Outcome<Answer> {
+        ask(&self.waiting, Method::GET, self.uri(target)?, String::new()).await
+    }
+
+    fn uri(&self, target: &str) -> Outcome<Uri> {
+        Ok(format!("http://{}/v1/kv/{target}", self.address).parse()?)
+    }
+}
+
+impl Answer {
+    /// The keys that were asked for; none where there are none.
+    fn entries(&self) -> Outcome<Vec<Entry>> {
+        match self.status {
+            StatusCode::OK => Ok(serde_json::from_slice(&self.body)?),
+            StatusCode::NOT_FOUND => Ok(Vec::new()),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    fn unexpected(&self) -> Box<dyn std::error::Error + Send + Sync> {
+        format!("Consul answered {}: {}", self.status, String::from_utf8_lossy(&self.body)).into()
+    }
+}
+
+async fn ask(client: &Client<HttpConnector, Full<Bytes>>, method: Method, uri: Uri, body: String) -> Outcome<Answer> {
+    let request = Request::builder().method(method).uri(uri).body(Full::from(body))?;
+    let answer = client.request(request).await?;
+    let index = answer.headers().get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
+    let status = answer.status();
+    Ok(Answer { status, index, body: answer.into_body().collect().await?.to_bytes() })
+}
