@@ -21,6 +21,8 @@ pub enum Arm {
     RawEtcdLine,
     /// A bare client of Consul: one key, locked and unlocked; whoever waits asks for its change.
     RawConsul,
+    /// The same without the layers of the HTTP client that dlock uses.
+    RawConsulPool,
     /// A bare client of Consul: a key for each contender, who asks for the end of the one before.
     RawConsulLine,
     /// Two bare write transactions.
@@ -58,6 +60,7 @@ impl Arm {
             Self::RawEtcd => "raw etcd",
             Self::RawEtcdLine => "raw line on etcd",
             Self::RawConsul => "raw Consul",
+            Self::RawConsulPool => "raw Consul, without `reqwest`",
             Self::RawConsulLine => "raw line on Consul",
             Self::RawSqlite => "two bare SQLite transactions",
             Self::RawMemory => "raw memory",
@@ -72,7 +75,9 @@ impl Arm {
     pub fn floor(self) -> Option<Self> {
         match self {
             Self::Etcd | Self::RawEtcdLine | Self::LockService | Self::EtcdctlLock => Some(Self::RawEtcd),
-            Self::Consul | Self::Fair | Self::RawConsulLine | Self::RsConsul | Self::ConsulLock => Some(Self::RawConsul),
+            Self::Consul | Self::Fair | Self::RawConsulPool | Self::RawConsulLine | Self::RsConsul | Self::ConsulLock => {
+                Some(Self::RawConsul)
+            }
             Self::Sqlite => Some(Self::RawSqlite),
             Self::Memory => Some(Self::RawMemory),
             Self::RawEtcd | Self::RawConsul | Self::RawSqlite | Self::RawMemory => None,
@@ -84,7 +89,7 @@ impl Arm {
         match self {
             Self::Etcd | Self::LockService | Self::EtcdctlLock => Self::RawEtcdLine,
             Self::Fair => Self::RawConsulLine,
-            Self::Consul | Self::RsConsul | Self::ConsulLock => Self::RawConsul,
+            Self::Consul | Self::RsConsul | Self::ConsulLock | Self::RawConsulPool => Self::RawConsul,
             Self::Sqlite => Self::RawSqlite,
             Self::Memory => Self::RawMemory,
             raw => raw,
@@ -110,9 +115,13 @@ impl Arm {
     pub fn server(self) -> Option<Server> {
         match self {
             Self::Etcd | Self::RawEtcd | Self::RawEtcdLine | Self::LockService | Self::EtcdctlLock => Some(Server::Etcd),
-            Self::Consul | Self::Fair | Self::RawConsul | Self::RawConsulLine | Self::RsConsul | Self::ConsulLock => {
-                Some(Server::Consul)
-            }
+            Self::Consul
+            | Self::Fair
+            | Self::RawConsul
+            | Self::RawConsulPool
+            | Self::RawConsulLine
+            | Self::RsConsul
+            | Self::ConsulLock => Some(Server::Consul),
             Self::Sqlite | Self::Memory | Self::RawSqlite | Self::RawMemory => None,
         }
     }

@@ -10,6 +10,7 @@ use crate::arm::Arm;
 use crate::peer::lock_service::LockService;
 use crate::peer::rs_consul::RsConsul;
 use crate::raw;
+use crate::raw::consul::By;
 
 /// Something that takes locks and gives them back.
 pub enum Client {
@@ -63,7 +64,8 @@ impl Client {
                 Self::dlock(dlock::builder(place)?.name("bench").connect().await?).await?
             }
             Arm::Memory => Self::dlock(Locker::new(raw::memory::store())).await?,
-            Arm::RawConsul => Self::Consul(raw::consul::key::Raw::connect(place).await?),
+            Arm::RawConsul => Self::Consul(raw::consul::key::Raw::connect(place, By::Reqwest).await?),
+            Arm::RawConsulPool => Self::Consul(raw::consul::key::Raw::connect(place, By::Pool).await?),
             Arm::RawConsulLine => Self::ConsulLine(raw::consul::line::Line::connect(place).await?),
             Arm::RawEtcd => Self::Etcd(raw::etcd::key::Raw::connect(place).await?),
             Arm::RawEtcdLine => Self::EtcdLine(raw::etcd::line::Line::connect(place).await?),

@@ -189,7 +189,7 @@ impl Shared {
         let note = self.notes().claim(claim.id);
         let state = note.as_ref().map(|note| note.state);
         let published = match note.and_then(|note| note.amended) {
-            Some(amended) => amended,
+            Some(amended) => *amended,
             None => claim.published(),
         };
         let value = encode_value(&published);

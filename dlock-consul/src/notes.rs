@@ -1,6 +1,6 @@
 //! What this process knows of keys and of its claims on them. Forgetting a key costs a request and is always safe.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use dlock_core::{ClaimId, FencingToken, Key, Metadata, SessionId};
 
@@ -8,7 +8,8 @@ use dlock_core::{ClaimId, FencingToken, Key, Metadata, SessionId};
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     keys: HashMap<Key, Known>,
-    claims: HashMap<ClaimId, ClaimNote>,
+    /// In a tree, which leaves less room unused than a table that doubles: many may be held.
+    claims: BTreeMap<ClaimId, ClaimNote>,
     /// Claims of which a copy that was guarded by the key's absence was never answered, with their sessions. If somebody deletes the
     /// key, that copy can still apply.
     unfenced: HashMap<ClaimId, SessionId>,
@@ -30,7 +31,7 @@ pub(crate) struct ClaimNote {
     pub(crate) session: SessionId,
     pub(crate) state: ClaimState,
     /// What it published since it was granted, if that changed.
-    pub(crate) amended: Option<Metadata>,
+    pub(crate) amended: Option<Box<Metadata>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +102,7 @@ impl Notes {
             && let ClaimState::Held { index: known, .. } = &mut note.state
         {
             *known = index;
-            note.amended = Some(metadata);
+            note.amended = Some(Box::new(metadata));
         }
     }
 

@@ -212,7 +212,7 @@ impl LockBackend for Etcd {
 
     async fn wait(&self, _: &SessionId, claim: &Claim, since: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
-        let place = shared.notes().claim(claim.id).map(|note| (note.entry.clone(), note.awaited.clone()));
+        let place = shared.notes().claim(claim.id).map(|note| (note.entry.to_vec(), note.awaited.clone()));
         // Asking anew finds out what we do not know.
         let Some((own, awaited)) = place.filter(|(_, awaited)| !awaited.is_empty()) else {
             return Ok(Woken { cursor: since, hint: Hint::MaybeFree });

@@ -1,6 +1,6 @@
 //! What this process knows of its sessions and claims. Forgetting costs a request and is always safe.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use dlock_core::{Claim, ClaimId, Key};
@@ -11,7 +11,8 @@ use crate::wire::{Layout, Lease};
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     leases: HashMap<Lease, LeaseNote>,
-    claims: HashMap<ClaimId, ClaimNote>,
+    /// In a tree, which leaves less room unused than a table that doubles: many may be held.
+    claims: BTreeMap<ClaimId, ClaimNote>,
     /// The keys at which somebody was in line when this process came to them last.
     contended: HashSet<Key>,
 }
@@ -52,11 +53,11 @@ impl Seats {
 pub(crate) struct ClaimNote {
     pub(crate) lease: Lease,
     /// The name of its entry.
-    pub(crate) entry: Vec<u8>,
+    pub(crate) entry: Box<[u8]>,
     /// The seat that the entry is named after, unless something sent about it may still arrive when the claim is done.
     seat: Option<u32>,
     /// How many copies of it are under way.
-    under_way: usize,
+    under_way: u32,
     /// A copy of it was never answered and may arrive later.
     unanswered: bool,
     /// The revision of its entry, once that is known.
@@ -115,7 +116,7 @@ impl Notes {
     /// The name of the claim's entry, which it keeps until it is forgotten.
     pub(crate) fn begin(&mut self, layout: &Layout, lease: Lease, claim: &Claim) -> Vec<u8> {
         if let Some(note) = self.claims.get(&claim.id) {
-            return note.entry.clone();
+            return note.entry.to_vec();
         }
         let seats = self.leases.get_mut(&lease).and_then(|note| note.seats.as_mut());
         let seat = seats.map(Seats::take);
@@ -130,7 +131,7 @@ impl Notes {
     /// The name of the claim's entry, if it has one. A name that is not known is never that of another claim.
     pub(crate) fn entry(&self, layout: &Layout, lease: Lease, claim: &Claim) -> Vec<u8> {
         let note = self.claims.get(&claim.id).filter(|note| note.lease == lease);
-        note.map_or_else(|| layout.entry(lease, claim, &claim.id), |note| note.entry.clone())
+        note.map_or_else(|| layout.entry(lease, claim, &claim.id), |note| note.entry.to_vec())
     }
 
     /// The claim was found under this name; nothing else is known of it.
@@ -210,12 +211,12 @@ impl Notes {
     pub(crate) fn held_by(&self, lease: Lease) -> Option<(Vec<u8>, i64)> {
         let held = self.claims.values().filter(|note| note.lease == lease && note.held);
         let (entry, created) = held.filter_map(|note| Some((&note.entry, note.created?))).min()?;
-        Some((entry.clone(), created))
+        Some((entry.to_vec(), created))
     }
 
     /// Whether the session holds this entry since that revision, as far as we know.
     pub(crate) fn is_held(&self, lease: Lease, entry: &[u8], created: i64) -> bool {
-        let is_it = |note: &ClaimNote| note.held && note.lease == lease && note.created == Some(created) && note.entry == entry;
+        let is_it = |note: &ClaimNote| note.held && note.lease == lease && note.created == Some(created) && *note.entry == *entry;
         self.claims.values().any(is_it)
     }
 
@@ -243,7 +244,7 @@ impl Notes {
 
 impl ClaimNote {
     fn new(lease: Lease, entry: Vec<u8>, seat: Option<u32>) -> Self {
-        let (under_way, unanswered, created, awaited) = (0, false, None, Vec::new());
+        let (entry, under_way, unanswered, created, awaited) = (entry.into_boxed_slice(), 0, false, None, Vec::new());
         Self { lease, entry, seat, under_way, unanswered, created, awaited, held: false, withdrawn: false }
     }
 }

@@ -22,12 +22,13 @@ pub struct Uncontended {
     pub samples: Samples,
 }
 
-const ARMS: [Arm; 13] = [
+const ARMS: [Arm; 14] = [
     Arm::RawEtcd,
     Arm::Etcd,
     Arm::RawEtcdLine,
     Arm::LockService,
     Arm::RawConsul,
+    Arm::RawConsulPool,
     Arm::Consul,
     Arm::RawConsulLine,
     Arm::Fair,

@@ -20,7 +20,7 @@ impl Fair {
         };
         if let (true, Some(ClaimState::Held { index, .. })) = (may_lock, state) {
             self.shared.notes().note(claim.id, ours.session, ClaimState::Releasing);
-            let published = note.and_then(|note| note.amended).unwrap_or_else(|| claim.published());
+            let published = note.and_then(|note| note.amended).map_or_else(|| claim.published(), |amended| *amended);
             if self.give_back(ours, index, &encode_value(&published), may_arrive).await? {
                 self.forget(ours);
                 return Ok(Release::Released);

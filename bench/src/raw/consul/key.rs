@@ -1,6 +1,6 @@
 //! One key, locked and unlocked; whoever waits asks for its change, and all of them wake.
 
-use super::Agent;
+use super::{Agent, By};
 use crate::Outcome;
 
 /// Takes keys by locking them.
@@ -8,8 +8,8 @@ pub struct Raw(Agent);
 
 impl Raw {
     /// Opens the session at an agent.
-    pub async fn connect(address: &str) -> Outcome<Self> {
-        Ok(Self(Agent::connect(address).await?))
+    pub async fn connect(address: &str, by: By) -> Outcome<Self> {
+        Ok(Self(Agent::connect(address, by).await?))
     }
 
     /// Takes a key, and waits for it while another has it.

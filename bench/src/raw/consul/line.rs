@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Deserialize;
 
-use super::{Agent, Entry};
+use super::{Agent, By, Entry};
 use crate::Outcome;
 
 /// Takes keys by standing in line.
@@ -31,7 +31,7 @@ struct Shown {
 impl Line {
     /// Opens the session at an agent.
     pub async fn connect(address: &str) -> Outcome<Self> {
-        Ok(Self { agent: Agent::connect(address).await?, tickets: AtomicU64::new(0) })
+        Ok(Self { agent: Agent::connect(address, By::Reqwest).await?, tickets: AtomicU64::new(0) })
     }
 
     /// Takes a place in the line of a key, and waits until it is the first; the ticket.

@@ -1,12 +1,12 @@
-//! Bare clients of Consul: a session that nobody renews, and requests over the connections and the pool that dlock's HTTP client is made of,
-//! without that client's layers.
+//! Bare clients of Consul: a session that nobody renews, and requests by the HTTP client that dlock uses, or over the connections and the pool alone that
+//! this client is made of.
 
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -28,9 +28,23 @@ pub struct Agent {
     session: String,
     /// In base64, which Consul demands.
     value: String,
-    short: Client<HttpConnector, Full<Bytes>>,
-    waiting: Client<HttpConnector, Full<Bytes>>,
+    short: Http,
+    waiting: Http,
     room: Semaphore,
+}
+
+/// By what requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// `reqwest`, as dlock does.
+    Reqwest,
+    /// What `reqwest` stands on.
+    Pool,
+}
+
+enum Http {
+    Reqwest(reqwest::Client),
+    Pool(Client<HttpConnector, Full<Bytes>>),
 }
 
 /// What Consul answered.
@@ -58,30 +72,36 @@ const IDLE: Duration = Duration::from_secs(90);
 /// How many keys are locked whose names begin so.
 pub async fn held(address: &str, prefix: &str) -> Outcome<usize> {
     let shown = format!("http://{address}/v1/kv/{prefix}?recurse").parse()?;
-    let answer = ask(&client(), Method::GET, shown, String::new()).await?;
+    let answer = client(By::Pool)?.ask(Method::GET, shown, String::new()).await?;
     Ok(answer.entries()?.iter().filter(|entry| entry.session.is_some()).count())
 }
 
-fn client() -> Client<HttpConnector, Full<Bytes>> {
+fn client(by: By) -> Outcome<Http> {
+    const CONNECT: Duration = Duration::from_secs(1);
+    const KEEPALIVE: Duration = Duration::from_secs(10);
+    if by == By::Reqwest {
+        let builder = reqwest::Client::builder().connect_timeout(CONNECT).tcp_keepalive(KEEPALIVE).pool_idle_timeout(IDLE);
+        return Ok(Http::Reqwest(builder.retry(reqwest::retry::never()).no_proxy().build()?));
+    }
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(Duration::from_secs(1)));
-    connector.set_keepalive(Some(Duration::from_secs(10)));
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_keepalive(Some(KEEPALIVE));
     let mut builder = Client::builder(TokioExecutor::new());
-    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector)
+    Ok(Http::Pool(builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector)))
 }
 
 impl Agent {
     /// Opens the session at an agent.
-    pub async fn connect(address: &str) -> Outcome<Self> {
-        let short = client();
+    pub async fn connect(address: &str, by: By) -> Outcome<Self> {
+        let short = client(by)?;
         let session = json!({ "TTL": "3600s", "NodeChecks": [], "LockDelay": "0s" }).to_string();
         let create = format!("http://{address}/v1/session/create").parse()?;
-        let opened: Value = serde_json::from_slice(&ask(&short, Method::PUT, create, session).await?.body)?;
+        let opened: Value = serde_json::from_slice(&short.ask(Method::PUT, create, session).await?.body)?;
         let session = opened["ID"].as_str().ok_or("Consul opened no session")?.to_owned();
         let txn = format!("http://{address}/v1/txn").parse()?;
         let (address, room) = (address.to_owned(), Semaphore::new(CONNECTIONS));
-        Ok(Self { address, txn, session, value: BASE64.encode(value()), short, waiting: client(), room })
+        Ok(Self { address, txn, session, value: BASE64.encode(value()), short, waiting: client(by)?, room })
     }
 
     /// One operation on a key that concerns the session, as a transaction has it.
@@ -92,7 +112,7 @@ impl Agent {
     /// A transaction; `None` when it was refused.
     async fn txn(&self, operations: String) -> Outcome<Option<Bytes>> {
         let _room = self.room.acquire().await?;
-        let answer = ask(&self.short, Method::PUT, self.txn.clone(), operations).await?;
+        let answer = self.short.ask(Method::PUT, self.txn.clone(), operations).await?;
         match answer.status {
             StatusCode::OK => Ok(Some(answer.body)),
             StatusCode::CONFLICT => Ok(None),
@@ -103,12 +123,12 @@ impl Agent {
     /// A request that is answered at once.
     async fn get(&self, target: &str) -> Outcome<Answer> {
         let _room = self.room.acquire().await?;
-        ask(&self.short, Method::GET, self.uri(target)?, String::new()).await
+        self.short.ask(Method::GET, self.uri(target)?, String::new()).await
     }
 
     /// A request that may wait.
     async fn wait(&self, target: &str) -> Outcome<Answer> {
-        ask(&self.waiting, Method::GET, self.uri(target)?, String::new()).await
+        self.waiting.ask(Method::GET, self.uri(target)?, String::new()).await
     }
 
     fn uri(&self, target: &str) -> Outcome<Uri> {
@@ -131,10 +151,21 @@ impl Answer {
     }
 }
 
-async fn ask(client: &Client<HttpConnector, Full<Bytes>>, method: Method, uri: Uri, body: String) -> Outcome<Answer> {
-    let request = Request::builder().method(method).uri(uri).body(Full::from(body))?;
-    let answer = client.request(request).await?;
-    let index = answer.headers().get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
-    let status = answer.status();
-    Ok(Answer { status, index, body: answer.into_body().collect().await?.to_bytes() })
+impl Http {
+    async fn ask(&self, method: Method, uri: Uri, body: String) -> Outcome<Answer> {
+        let index = |headers: &HeaderMap| headers.get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
+        match self {
+            Self::Reqwest(client) => {
+                let answer = client.request(method, uri.to_string()).body(body).send().await?;
+                let (status, index) = (answer.status(), index(answer.headers()));
+                Ok(Answer { status, index, body: answer.bytes().await? })
+            }
+            Self::Pool(client) => {
+                let request = Request::builder().method(method).uri(uri).body(Full::from(body))?;
+                let answer = client.request(request).await?;
+                let (status, index) = (answer.status(), index(answer.headers()));
+                Ok(Answer { status, index, body: answer.into_body().collect().await?.to_bytes() })
+            }
+        }
+    }
 }
