@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dlock_core::Key;
+use foldhash::fast::RandomState;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::measure::AtGate;
@@ -14,7 +15,7 @@ use crate::measure::AtGate;
 /// The store sees one contender per key, and a session that is shared by many locks can never be granted one key twice.
 #[derive(Debug, Default)]
 pub(crate) struct Gates {
-    gates: Mutex<HashMap<Key, Arc<AsyncMutex<Turns>>>>,
+    gates: Mutex<HashMap<Key, Arc<AsyncMutex<Turns>>, RandomState>>,
 }
 
 /// How often in a row a gate passed from one local claim to the next.

@@ -91,6 +91,10 @@ impl State {
     }
 
     fn announce(&mut self) {
+        if self.waiters.is_empty() {
+            self.store.tell_nobody();
+            return;
+        }
         let news = self.store.news();
         self.waiters.hear(&news, &self.store);
     }

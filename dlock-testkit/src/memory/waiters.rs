@@ -29,6 +29,10 @@ pub(crate) struct Waiters {
 }
 
 impl Waiters {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.looks.is_empty()
+    }
+
     /// Adds one; by what number it is known.
     pub(crate) fn add(&mut self, subjects: Vec<Subject>, look: Look) -> u64 {
         self.came += 1;
@@ -54,9 +58,6 @@ impl Waiters {
 
     /// Lets those look whom this concerns, in the order they came.
     pub(crate) fn hear(&mut self, news: &News, store: &Store) {
-        if self.looks.is_empty() {
-            return;
-        }
         let keys = news.keys.iter().cloned().map(Subject::Key);
         let claims = news.claims.iter().map(|(session, claim)| Subject::Claim(session.clone(), *claim));
         let subjects = keys.chain(claims).chain(news.sessions.iter().cloned().map(Subject::Session));

@@ -67,17 +67,18 @@ impl Index {
         self.placed.entry(session.clone()).or_default().insert((claim.key.clone(), claim.id));
     }
 
-    pub(super) fn left(&mut self, key: &Key, entries: &[Entry]) {
-        for Entry { session, claim, .. } in entries {
-            let Some(claims) = self.placed.get_mut(session) else { continue };
+    pub(super) fn left(&mut self, key: &Key, Entry { session, claim, .. }: &Entry) {
+        if let Some(claims) = self.placed.get_mut(session) {
             claims.remove(&(key.clone(), claim.id));
-            if claims.is_empty() {
-                self.placed.remove(session);
-            }
         }
         if let Some(news) = &mut self.news {
-            news.claims.extend(entries.iter().map(|entry| (entry.session.clone(), entry.claim.id)));
+            news.claims.push((session.clone(), claim.id));
         }
+    }
+
+    /// A session that is over has nothing any more.
+    pub(super) fn forget(&mut self, session: &SessionId) {
+        self.placed.remove(session);
     }
 
     pub(super) fn changed(&mut self, key: &Key, state: &KeyState, granted: &[GrantRecord]) {
@@ -94,6 +95,10 @@ impl Index {
         if let Some(news) = &mut self.news {
             news.sessions.push(session.clone());
         }
+    }
+
+    pub(super) fn tell_nobody(&mut self) {
+        self.news = None;
     }
 
     pub(super) fn news(&mut self) -> News {

@@ -126,6 +126,11 @@ impl Store {
         self.index.news()
     }
 
+    /// Nobody waits: no news are kept until they are asked for again.
+    pub(crate) fn tell_nobody(&mut self) {
+        self.index.tell_nobody();
+    }
+
     fn open(&mut self, id: &SessionId, ttl: Duration, now: Moment) -> Reply {
         self.opened += 1;
         let id = match self.rules.profile {
@@ -172,6 +177,7 @@ impl Store {
                 self.delays.insert(key, now.plus(self.rules.lock_delay));
             }
         }
+        self.index.forget(id);
     }
 
     /// The store answers again after a time in which it answered nobody: every session has its whole ttl from now on.
@@ -357,15 +363,15 @@ impl Store {
 
     /// Changes a key by taking these out of its line.
     fn take_out(&mut self, key: &Key, gone: impl Fn(&Entry) -> bool) {
-        let mut left = Vec::new();
-        self.change(key, |state| left.extend(state.line.extract_if(.., |entry| gone(entry))));
-        self.index.left(key, &left);
+        let line = self.keys.get(key).map_or(&[][..], |state| &state.line);
+        line.iter().filter(|entry| gone(entry)).for_each(|entry| self.index.left(key, entry));
+        self.change(key, |state| state.line.retain(|entry| !gone(entry)));
     }
 
     /// Takes everybody out of the line of a key that is about to be changed.
     fn clear(&mut self, key: &Key) {
-        let left = self.keys.get_mut(key).map(|state| std::mem::take(&mut state.line));
-        self.index.left(key, &left.unwrap_or_default());
+        let Some(state) = self.keys.get_mut(key) else { return };
+        state.line.drain(..).for_each(|entry| self.index.left(key, &entry));
     }
 
     /// Changes a key, moves its index, and grants it to whoever has room for it now; in the line profile nobody is granted anything unasked.
