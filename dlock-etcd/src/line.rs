@@ -193,7 +193,10 @@ impl Shared {
             let before = |options: GetOptions| options.with_max_create_revision((known - 1).max(1));
             let nearest = before(by_creation(&line.end, SortOrder::Descend, window(claim.mode))).with_keys_only();
             let first = before(by_creation(&line.end, SortOrder::Ascend, 1));
-            let then = [TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
+            // Who holds an exclusive lock is asked for only where it turns out that another does.
+            let shows_first = claim.mode != Mode::Exclusive;
+            let mut then = vec![TxnOp::get(line.start.as_slice(), Some(nearest))];
+            then.extend(shows_first.then(|| TxnOp::get(line.start.as_slice(), Some(first.clone()))));
             let otherwise = [TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))];
             let same = Compare::create_revision(entry, CompareOp::Equal, known);
             // Zero is the revision of what is not there.
@@ -201,8 +204,12 @@ impl Shared {
                 if known > 0 { Txn::new().when([same]).and_then(then).or_else(otherwise) } else { Txn::new().and_then(otherwise) };
             let mut reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
             if known > 0 && reply.succeeded {
-                let (nearest, first) = (reply.next(), reply.next());
-                let ahead = self.ahead(claim, nearest, first, false).await?;
+                let (nearest, shown) = (reply.next(), reply.next());
+                let mut ahead = self.ahead(claim, nearest, shown, false).await?;
+                if !shows_first && !ahead.awaited.is_empty() {
+                    let shown = self.api.page(asked, &line.start, first).await?.map_err(|refusal| unexpected(asked, refusal))?;
+                    ahead.first = self.head(&claim.key, shown.found).await?;
+                }
                 return self.stands(ours, known, reply.revision, ahead);
             }
             match reply.next().entries.first() {
