@@ -44,7 +44,7 @@ pub enum By {
 
 enum Http {
     Reqwest(reqwest::Client),
-    Pool(Client<HttpConnector, Full<Bytes>>),
+    Pool(Box<Client<HttpConnector, Full<Bytes>>>),
 }
 
 /// What Consul answered.
@@ -88,7 +88,7 @@ fn client(by: By) -> Outcome<Http> {
     connector.set_connect_timeout(Some(CONNECT));
     connector.set_keepalive(Some(KEEPALIVE));
     let mut builder = Client::builder(TokioExecutor::new());
-    Ok(Http::Pool(builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector)))
+    Ok(Http::Pool(Box::new(builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector))))
 }
 
 impl Agent {
