@@ -9,6 +9,7 @@ use etcd_client::{
     Error, GetOptions, GetResponse, LeaseGrantOptions, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseRevokeResponse,
     LeaseTimeToLiveResponse, ResponseHeader, SortOrder, SortTarget, StatusResponse, Txn, TxnOpResponse, TxnResponse,
 };
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::classify::{Asked, Failure, failure, not_connected, silent};
@@ -20,6 +21,8 @@ use crate::wire::{Entry, Lease};
 pub(crate) struct Api {
     pub(crate) endpoints: Endpoints,
     pub(crate) attempt: Duration,
+    /// For transactions.
+    room: Semaphore,
     /// The cluster that answered first. Tokens of another say nothing, and locks there exclude nobody here.
     cluster: OnceLock<u64>,
 }
@@ -88,6 +91,9 @@ macro_rules! headed {
 
 headed!(GetResponse, StatusResponse, TxnResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse);
 
+/// So many transactions are under way at once: etcd refuses requests once some thousands are.
+const AT_ONCE: usize = 1_000;
+
 /// So many keys are read at once.
 pub(crate) const PAGE: i64 = 512;
 
@@ -121,7 +127,7 @@ impl Seam {
 
 impl Api {
     pub(crate) fn new(endpoints: Endpoints, attempt: Duration) -> Self {
-        Self { endpoints, attempt, cluster: OnceLock::new() }
+        Self { endpoints, attempt, room: Semaphore::new(AT_ONCE), cluster: OnceLock::new() }
     }
 
     /// The cluster, once it has answered.
@@ -130,6 +136,7 @@ impl Api {
     }
 
     pub(crate) async fn txn(&self, asked: Asked<'_>, txn: Txn) -> Result<Result<Reply, Refusal>, BackendError> {
+        let _permit = self.room.acquire().await;
         let ask = |connected: Arc<Connected>| {
             let txn = txn.clone();
             async move { connected.kv().txn(txn).await }
