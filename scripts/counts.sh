@@ -14,14 +14,13 @@ cd "$root"
 # The same folder wherever cargo is run.
 CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export CARGO_TARGET_DIR
-./scripts/install-valgrind.sh
 
 # of COMMIT: counts another commit's code with the counters of this one.
 of() {
     local tree
     tree=$(mktemp -d)
     # shellcheck disable=SC2064 # the folder of now
-    trap "git -C '$root' worktree remove --force '$tree'" EXIT
+    trap "git -C '$root' worktree remove --force '$tree' || rm -rf '$tree'" EXIT
     git worktree add --quiet --detach "$tree" "$1"
     rm -rf "$tree/bench/counts"
     mkdir -p "$tree/bench"
@@ -35,8 +34,8 @@ of() {
 }
 
 case "${1:-}" in
-    --of) of "${2:?which commit?}" ;;
-    "" | --record | --print) cargo run --quiet --release -p dlock-counts -- "$@" ;;
+    --of) ./scripts/install-valgrind.sh && of "${2:?which commit?}" ;;
+    "" | --record | --print) ./scripts/install-valgrind.sh && cargo run --quiet --release -p dlock-counts -- "$@" ;;
     -h | --help) usage ;;
     *) usage >&2; exit 2 ;;
 esac

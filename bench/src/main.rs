@@ -51,7 +51,7 @@ fn told(error: &(dyn Error + 'static)) -> String {
 /// store.
 ///
 /// Takes about 12 minutes, with --quick less than two. Prints the report, and writes it with its pictures into a folder: report.md, pair.svg,
-/// handover-etcd.svg, handover-consul.svg, idle.svg, crowd.svg and loss.svg. What is there of an earlier run is overwritten.
+/// handover-etcd.svg, handover-consul.svg, idle.svg, crowd.svg and loss.svg. Files of these names are overwritten, others stay.
 #[derive(Debug, Parser)]
 #[command(version, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 struct Arguments {

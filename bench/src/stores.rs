@@ -49,7 +49,7 @@ impl Stores {
 
     /// How many keys with such names are held at the server of an arm.
     pub async fn held(&self, arm: Arm, prefix: &str) -> Outcome<usize> {
-        match arm.server().ok_or("it has a server")? {
+        match arm.server().ok_or("this arm asks no server")? {
             Server::Consul => consul::held(&self.consul.address().to_string(), prefix).await,
             Server::Etcd => etcd::held(&self.etcd.address().to_string(), prefix).await,
         }

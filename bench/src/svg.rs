@@ -1,4 +1,4 @@
-//! Pictures: bars against a line, and lines over a logarithmic axis.
+//! Pictures: bars against a line, and lines over axes of tens, of even steps or of factors.
 
 use std::fmt::Write;
 

@@ -28,6 +28,8 @@ const PAIR_IN_FILE: f64 = 3.0;
 const HANDOVER: f64 = 1.2;
 /// How many times the handover to one of a pair that to one of many may take, where there is a line.
 const FLAT: f64 = 1.5;
+/// So many locks are looked after by one request.
+const AUDITED_AT_ONCE: usize = 64;
 /// Bytes of heap for a held lock.
 const HEAP: f64 = 1_024.0;
 /// What share of the bare throughput ours must reach.
@@ -99,6 +101,15 @@ fn idle(findings: &Findings, arm: Arm, verdicts: &mut Vec<Verdict>) {
         demand: format!("idle, {name}: no more connections for {} locks than for {}", many.locks, few.locks),
         measured: format!("{} and {}", many.connections, few.connections),
         held: many.connections <= few.connections,
+    });
+    let most = (many.renewals + 1) * many.locks.div_ceil(AUDITED_AT_ONCE);
+    verdicts.push(Verdict {
+        demand: format!(
+            "idle, {name}: at most an audit for each {AUDITED_AT_ONCE} of {} locks with each renewal, and no other request",
+            many.locks
+        ),
+        measured: format!("{} of {most}", many.others),
+        held: many.others <= most,
     });
     if let Some(heap) = many.heap {
         verdicts.push(Verdict {

@@ -15,7 +15,10 @@ fn told(arguments: &[&str], without_servers: bool) -> (Option<i32>, String) {
 fn a_name_that_is_no_question_is_told_with_those_that_are() {
     let (code, told) = told(&["--only", "latency"], false);
     assert_eq!(code, Some(2));
-    assert!(["uncontended", "handover", "idle", "throughput"].iter().all(|name| told.contains(name)), "{told}");
+    assert!(
+        ["uncontended", "handover", "idle", "throughput", "overhead", "scale"].iter().all(|name| told.contains(name)),
+        "{told}"
+    );
 }
 
 #[test]

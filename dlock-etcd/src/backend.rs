@@ -187,8 +187,7 @@ impl LockBackend for Etcd {
         fits(&claim.published())?;
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
         let shared = &self.shared;
-        shared.entry(lease, claim).await?;
-        let entry = shared.notes().begin(&shared.layout, lease, claim);
+        let entry = shared.begin(lease, claim).await?;
         let ours = Ours { lease, claim, entry: &entry };
         if shared.notes().is_withdrawn(claim.id) {
             // A withdrawal without an answer is made sure of first: it would take away what is granted now.

@@ -60,6 +60,12 @@ impl Shared {
         Ok(self.notes().entry(&self.layout, lease, claim))
     }
 
+    /// The name of the entry of a claim that is about to be sent, which it keeps.
+    pub(crate) async fn begin(&self, lease: Lease, claim: &Claim) -> Result<Vec<u8>, BackendError> {
+        self.entry(lease, claim).await?;
+        Ok(self.notes().begin(&self.layout, lease, claim))
+    }
+
     /// Puts the claim's entry into the line, or finds it there.
     pub(crate) async fn enter(&self, ours: Ours<'_>, place: Place) -> Result<Standing, BackendError> {
         match place {

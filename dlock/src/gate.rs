@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dlock_core::Key;
-use foldhash::fast::RandomState;
+use foldhash::quality::RandomState;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::measure::AtGate;
@@ -15,6 +15,7 @@ use crate::measure::AtGate;
 /// The store sees one contender per key, and a session that is shared by many locks can never be granted one key twice.
 #[derive(Debug, Default)]
 pub(crate) struct Gates {
+    /// Hashed with a seed of its own, for users may choose the names of keys, but for less than the standard library takes.
     gates: Mutex<HashMap<Key, Arc<AsyncMutex<Turns>>, RandomState>>,
 }
 

@@ -12,7 +12,7 @@ use crate::Subject;
 #[derive(Debug, Error)]
 pub enum Uncounted {
     /// There is no valgrind.
-    #[error("there is no valgrind; ./scripts/install-valgrind.sh installs it")]
+    #[error("there is no valgrind; ./scripts/install-valgrind.sh unpacks it")]
     NoValgrind,
     /// It does not run.
     #[error("valgrind cannot be run")]

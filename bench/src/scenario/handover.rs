@@ -130,7 +130,7 @@ impl Handover {
 
     /// Counts the requests of one more round, in the midst of it and through a proxy.
     async fn count(&mut self, stores: &Stores, usual: Duration) -> Outcome<()> {
-        let proxy = stores.proxy(self.arm.server().ok_or("it has a server")?).await?;
+        let proxy = stores.proxy(self.arm.server().ok_or("this arm asks no server")?).await?;
         let length = self.length(usual);
         let beside = async || {
             sleep(length.mul_f64(WARM_UP)).await;

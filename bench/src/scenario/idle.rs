@@ -39,7 +39,7 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Idle>> {
     let mut holding = Vec::new();
     for arm in [Arm::Etcd, Arm::Consul, Arm::RsConsul] {
         for &locks in plan.held {
-            let proxy = stores.proxy(arm.server().ok_or("it has a server")?).await?;
+            let proxy = stores.proxy(arm.server().ok_or("this arm asks no server")?).await?;
             let holder = Holder::start(arm, &place(arm, proxy.address()), locks)?;
             holding.push((arm, locks, proxy, holder));
         }

@@ -193,7 +193,7 @@ impl Session {
         state.owed == 0 && state.grants.is_empty()
     }
 
-    /// When the keeper must look at its grants of its own accord.
+    /// When the keeper must look at its grants of its own accord. What it had to look at by now counts as looked at.
     pub(crate) fn next_look(&self) -> Moment {
         let mut state = self.state();
         if state.look_by <= self.clock.now() {

@@ -67,7 +67,7 @@ struct Entry {
 /// As many connections for requests that are answered at once as dlock uses by default, whatever the concurrency.
 const CONNECTIONS: usize = 15;
 /// How long an idle connection is kept, as in dlock's client.
-const IDLE: Duration = Duration::from_secs(90);
+const IDLE: Duration = Duration::from_secs(8);
 
 /// How many keys are locked whose names begin so.
 pub async fn held(address: &str, prefix: &str) -> Outcome<usize> {
