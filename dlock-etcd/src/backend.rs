@@ -26,6 +26,7 @@ use crate::line::{Ours, Shared, cursor};
 use crate::notes::Notes;
 use crate::probe;
 use crate::several;
+use crate::stream::Streams;
 use crate::watch::{Change, Watched};
 use crate::wire::{Entry, Layout, Lease, is_in, json};
 
@@ -37,7 +38,7 @@ pub struct Etcd {
 
 /// The largest published metadata. Whoever enters a line makes etcd read the values of all who stand in it.
 const METADATA_BYTES: usize = 16 * 1024;
-/// How many held keys are watched, each by a stream of its own.
+/// How many held keys of a session are watched.
 const WATCHED_CLAIMS: usize = 256;
 /// So many of those ahead of a claim are watched one by one; of more than that, the whole line.
 const WATCHED_AHEAD: usize = 16;
@@ -80,7 +81,14 @@ impl Etcd {
         let api = Api::new(Endpoints::new(options, dialer)?, options.attempt);
         let layout = Layout { namespace: options.namespace.clone() };
         Ok(Self {
-            shared: Arc::new(Shared { api, layout, capabilities, notes: Mutex::new(Notes::default()), granted: Notify::new() }),
+            shared: Arc::new(Shared {
+                api,
+                layout,
+                capabilities,
+                notes: Mutex::new(Notes::default()),
+                granted: Notify::new(),
+                streams: Streams::default(),
+            }),
         })
     }
 
@@ -277,7 +285,7 @@ impl LockBackend for Etcd {
         let Some(lease) = Lease::of(session) else { return Ok(since) };
         match granted {
             Some(granted) => self.claim_disturbed(lease, granted, since).await,
-            None => self.session_disturbed(lease, since).await,
+            None => Box::pin(self.session_disturbed(lease, since)).await,
         }
     }
 
@@ -383,24 +391,24 @@ impl Etcd {
     async fn claim_disturbed(&self, lease: Lease, granted: &Granted, since: Cursor) -> Result<Cursor, BackendError> {
         let shared = &self.shared;
         let asked = shared.asked("watching the held key", false, &granted.claim.key);
-        let entry = shared.entry(lease, &granted.claim).await?;
         let ours = |seen: &Entry| seen.token() == Some(granted.token) && seen.lease == lease.0;
+        // What is seldom done is done apart: this is kept for as long as the lock is held.
+        let mut key = Box::pin(shared.entry(lease, &granted.claim)).await?;
         let mut since = Cursor(since.0.max(granted.token.get()));
-        let watched = [Watched { key: entry.clone(), end: None, deletions: false }];
         loop {
-            if let Ok(mut watching) = shared.api.watch(asked, &watched, next(since)).await? {
-                while let Ok(changes) = shared.api.news(asked, &mut watching).await? {
-                    since = latest(since, &changes);
-                    if changes.iter().any(|change| !change.entry.as_ref().is_some_and(ours)) {
-                        return Ok(since);
-                    }
+            let mut watch = shared.streams.watch(key, false, next(since));
+            while let Ok(changes) = watch.news(&shared.api, &asked).await? {
+                since = latest(since, &changes);
+                if changes.iter().any(|change| !change.entry.as_ref().is_some_and(ours)) {
+                    return Ok(since);
                 }
             }
+            key = watch.key();
+            drop(watch);
             // What happened so long ago is not kept any more: look, and watch from now on.
-            let look = shared.api.page(asked, &entry, GetOptions::new().with_keys_only()).await?;
-            let look = look.map_err(|refusal| unexpected(asked, refusal))?;
-            since = cursor(look.revision);
-            if !look.found.entries.first().is_some_and(ours) {
+            let (entry, revision) = Box::pin(self.look(asked, &key)).await?;
+            since = cursor(revision);
+            if !entry.as_ref().is_some_and(ours) {
                 return Ok(since);
             }
         }
@@ -410,6 +418,7 @@ impl Etcd {
     async fn session_disturbed(&self, lease: Lease, since: Cursor) -> Result<Cursor, BackendError> {
         let shared = &self.shared;
         let asked = Asked { what: "watching the session", writes: false, keys: None };
+        let mut since = since;
         loop {
             let granted = shared.granted.notified();
             let held = shared.notes().held_by(lease);
@@ -418,22 +427,30 @@ impl Etcd {
                 granted.await;
                 continue;
             };
-            let watched = [Watched { key: entry.clone(), end: None, deletions: true }];
             let from = Cursor(since.0.max(created.unsigned_abs()));
-            let changes = match shared.api.watch(asked, &watched, next(from)).await? {
-                Ok(mut watching) => shared.api.news(asked, &mut watching).await?,
-                // Nothing is kept of that time: from now on, then, and a look at what was.
-                Err(_) => match shared.api.watch(asked, &watched, 0).await? {
-                    Ok(mut watching) if shared.api.is_alive(lease).await? => shared.api.news(asked, &mut watching).await?,
-                    _ => return Ok(since),
-                },
-            };
-            let Ok(changes) = changes else { return Ok(since) };
-            // Our own release of it is no news of the session.
-            if shared.notes().is_held(lease, &entry, created) {
-                return Ok(latest(since, &changes));
+            let mut watch = shared.streams.watch(entry.clone(), true, next(from));
+            if let Ok(changes) = watch.news(&shared.api, &asked).await? {
+                // Our own release of it is no news of the session.
+                if shared.notes().is_held(lease, &entry, created) {
+                    return Ok(latest(since, &changes));
+                }
+                continue;
             }
+            drop(watch);
+            // What happened so long ago is not kept any more: look, and watch from now on.
+            let (found, revision) = Box::pin(self.look(asked, &entry)).await?;
+            if found.is_none_or(|found| found.created != created) && shared.notes().is_held(lease, &entry, created) {
+                return Ok(cursor(revision));
+            }
+            since = cursor(revision);
         }
+    }
+
+    /// An entry as it is now, without its value, and the revision at which that was read.
+    async fn look(&self, asked: Asked<'_>, key: &[u8]) -> Result<(Option<Entry>, i64), BackendError> {
+        let page = self.shared.api.page(asked, key, GetOptions::new().with_keys_only()).await?;
+        let page = page.map_err(|refusal| unexpected(asked, refusal))?;
+        Ok((page.found.entries.into_iter().next(), page.revision))
     }
 }
 

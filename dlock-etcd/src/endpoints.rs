@@ -153,6 +153,12 @@ impl Endpoints {
         endpoint.dialled.connect_with_connector(dial).await
     }
 
+    /// Whether calls go over this connection now.
+    pub(crate) fn is_current(&self, connected: &Arc<Connected>) -> bool {
+        let current = &self.all[self.current.load(Ordering::Relaxed)];
+        current.connected().is_some_and(|present| Arc::ptr_eq(&present, connected))
+    }
+
     /// A connection did not bring what it should: the next call goes over another, to the next endpoint if there is one.
     pub(crate) fn suspect(&self, connected: &Arc<Connected>) {
         // One that was replaced tells nothing of its endpoint any more.

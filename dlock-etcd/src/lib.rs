@@ -16,7 +16,9 @@ mod endpoints;
 mod line;
 mod notes;
 mod probe;
+mod roll;
 mod several;
+mod stream;
 mod watch;
 mod wire;
 

@@ -14,6 +14,7 @@ use crate::ahead::{Ahead, no_conflict, window};
 use crate::api::{Api, Found, Refusal, Reply, by_creation, unexpected};
 use crate::classify::{Asked, is_full};
 use crate::notes::Notes;
+use crate::stream::Streams;
 use crate::wire::{Layout, Lease, json, token};
 
 /// What all clones of a backend share.
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) notes: Mutex<Notes>,
     /// Told when a claim was granted.
     pub(crate) granted: Notify,
+    pub(crate) streams: Streams,
 }
 
 /// A claim of ours, and where it stands in etcd.

@@ -1,9 +1,13 @@
-//! Waiting for what happens to keys, on a stream for each who waits: free to drop, and opened with the token of the day.
+//! Waiting for what happens to keys: free to drop, and with the token of the day. Whoever waits in a line has a stream of its own; those who
+//! hold share [one](crate::stream).
 
 use std::sync::Arc;
 
 use dlock_core::{BackendError, ErrorKind};
-use etcd_client::{Error, EventType, ResponseHeader, WatchFilterType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{
+    Error, EventType, ResponseHeader, WatchFilterType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
+    WatchStream,
+};
 
 use crate::api::{Api, Headed, Refusal};
 use crate::classify::{Asked, Failure, failure};
@@ -18,8 +22,17 @@ pub(crate) struct Watching {
     early: Vec<WatchResponse>,
 }
 
+/// A stream to which more watches can be added.
+pub(crate) struct Opened {
+    pub(crate) requests: WatchRequestSender,
+    pub(crate) responses: WatchResponseStream,
+    pub(crate) connected: Arc<Connected>,
+    /// Tells that the first watch was made, or refused.
+    pub(crate) made: WatchResponse,
+}
+
 /// What to watch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Watched {
     pub(crate) key: Vec<u8>,
     /// The end of a range that begins with the key.
@@ -43,6 +56,12 @@ impl Headed for Watching {
     }
 }
 
+impl Headed for Opened {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.made.header()
+    }
+}
+
 impl Api {
     /// Watches keys from this revision on; returns once the server does.
     pub(crate) async fn watch(
@@ -54,20 +73,13 @@ impl Api {
         let ask = |connected: Arc<Connected>| {
             let watched = watched.to_vec();
             async move {
-                let options = |watched: &Watched| {
-                    let mut options = WatchOptions::new().with_start_revision(from);
-                    if let Some(end) = &watched.end {
-                        options = options.with_range(end.as_slice());
-                    }
-                    if watched.deletions { options.with_filters([WatchFilterType::NoPut]) } else { options }
-                };
                 let mut client = connected.watch();
                 let [first, others @ ..] = watched.as_slice() else {
                     return Err(Error::InvalidArgs("nothing to watch".to_owned()));
                 };
-                let mut stream = client.watch(first.key.as_slice(), Some(options(first))).await?;
+                let mut stream = client.watch(first.key.as_slice(), Some(options(first, from))).await?;
                 for other in others {
-                    stream.watch(other.key.as_slice(), Some(options(other))).await?;
+                    stream.watch(other.key.as_slice(), Some(options(other, from))).await?;
                 }
                 let (mut early, mut made) = (Vec::new(), 0);
                 while made < watched.len() {
@@ -82,6 +94,35 @@ impl Api {
                 }
                 early.reverse();
                 Ok(Watching { stream, connected, early })
+            }
+        };
+        self.call(asked, ask).await
+    }
+
+    /// Opens a stream with the watch of one key from this revision on; returns once that is made or refused.
+    pub(crate) async fn open_stream(
+        &self,
+        asked: Asked<'_>,
+        watched: &Watched,
+        from: i64,
+    ) -> Result<Result<Opened, Refusal>, BackendError> {
+        let ask = |connected: Arc<Connected>| {
+            let watched = watched.clone();
+            async move {
+                let stream = connected.watch().watch(watched.key.as_slice(), Some(options(&watched, from))).await?;
+                let (requests, mut responses) = stream.split();
+                loop {
+                    match responses.message().await? {
+                        Some(made) if made.created() => {
+                            if made.canceled() && wants_token(&refused(&made)) {
+                                return Err(refused(&made));
+                            }
+                            return Ok(Opened { requests, responses, connected, made });
+                        }
+                        Some(_) => {}
+                        None => return Err(Error::WatchError("the stream ended".to_owned())),
+                    }
+                }
             }
         };
         self.call(asked, ask).await
@@ -111,24 +152,48 @@ impl Api {
                 Ok(None) => Error::WatchError("the stream ended".to_owned()),
                 Err(error) => error,
             };
-            let (error, sound) = match failure(asked, ended) {
-                Failure::Told { error, sound } => (error, sound),
-                Failure::Elsewhere(error) => (error, false),
-                // The next watch asks for a new token.
-                Failure::Token(error) => (BackendError::new(ErrorKind::Transient, error.message().to_owned()), true),
-                Failure::LeaseGone => return Ok(Err(Refusal::LeaseGone)),
-                Failure::Compacted => return Ok(Err(Refusal::Compacted)),
-            };
-            if !sound {
-                self.endpoints.suspect(&watching.connected);
-            }
-            return Err(error);
+            return self.ended(asked, &watching.connected, ended).map(Err);
         }
+    }
+
+    /// What the end of a stream means for whoever waits on it. A connection that is at fault is left.
+    pub(crate) fn ended(&self, asked: Asked<'_>, connected: &Arc<Connected>, error: Error) -> Result<Refusal, BackendError> {
+        meaning(asked, error).map_err(|(error, sound)| {
+            if !sound {
+                self.endpoints.suspect(connected);
+            }
+            error
+        })
     }
 }
 
+/// What the end of a watch means for whoever waits for it, and of an error, whether the endpoint did its part.
+pub(crate) fn meaning(asked: Asked<'_>, ended: Error) -> Result<Refusal, (BackendError, bool)> {
+    match failure(asked, ended) {
+        Failure::Told { error, sound } => Err((error, sound)),
+        Failure::Elsewhere(error) => Err((error, false)),
+        // The next watch asks for a new token.
+        Failure::Token(error) => Err((BackendError::new(ErrorKind::Transient, error.message().to_owned()), true)),
+        Failure::LeaseGone => Ok(Refusal::LeaseGone),
+        Failure::Compacted => Ok(Refusal::Compacted),
+    }
+}
+
+pub(crate) fn options(watched: &Watched, from: i64) -> WatchOptions {
+    let mut options = WatchOptions::new().with_start_revision(from);
+    if let Some(end) = &watched.end {
+        options = options.with_range(end.as_slice());
+    }
+    if watched.deletions { options.with_filters([WatchFilterType::NoPut]) } else { options }
+}
+
+/// Whether a watch was refused for the token with which its stream was opened.
+pub(crate) fn wants_token(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.code() == tonic::Code::Unauthenticated)
+}
+
 /// The status that a watch which was refused would have, had it been a call of its own: the reason comes as text alone.
-fn refused(answer: &WatchResponse) -> Error {
+pub(crate) fn refused(answer: &WatchResponse) -> Error {
     let reason = answer.cancel_reason();
     let status = if reason.contains("permission denied") {
         tonic::Status::permission_denied(reason)
@@ -143,7 +208,7 @@ fn refused(answer: &WatchResponse) -> Error {
     Error::GRpcStatus(status)
 }
 
-fn changes(answer: &WatchResponse) -> Vec<Change> {
+pub(crate) fn changes(answer: &WatchResponse) -> Vec<Change> {
     let changed = answer.events().iter().filter_map(|event| {
         let kv = event.kv()?;
         let entry = (event.event_type() == EventType::Put).then(|| Entry::from(kv));

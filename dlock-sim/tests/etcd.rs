@@ -55,9 +55,9 @@ async fn waiting_costs_a_claim_a_watch_and_a_look_however_many_wait_and_another_
             line.push(tokio::spawn(waiter.lock("k").into_future()));
             line_of(&server, "k", place + 2).await;
         }
-        // The holder watches its own key and its session after a while, each waiter its place.
-        watched(&server, 2 + ahead as u64).await;
-        let mut streams = 2 + ahead as u64;
+        // The holder watches its own key and its session after a while on one stream, each waiter its place.
+        let mut streams = 1 + ahead as u64;
+        watched(&server, streams).await;
         let mut last = None;
         // At the first meeting it hopes that nobody is there.
         for claims in [2, 1] {
@@ -137,8 +137,8 @@ async fn whoever_deletes_the_holders_entry_is_told_of_within_a_second() {
     let held = holder.lock("k").await.unwrap();
     let waiting = tokio::spawn(next.lock("k").into_future());
     line_of(&server, "k", 2).await;
-    // The holder's watch of its entry and its session, and the waiter's.
-    watched(&server, 3).await;
+    // The holder's stream, and the waiter's.
+    watched(&server, 2).await;
     let entry = server.gateway().entries("k/").await.unwrap().remove(0);
     let began = Instant::now();
     server.run(&["del", std::str::from_utf8(&entry.key).unwrap()]).unwrap();
@@ -177,7 +177,7 @@ async fn an_ended_session_is_the_reason_that_is_told() {
     let server = EtcdServer::start().await.unwrap();
     let locker = ready(&server, LONG).await;
     let held = locker.lock("k").await.unwrap();
-    watched(&server, 2).await;
+    watched(&server, 1).await;
     let lease = server.gateway().entries("k/").await.unwrap()[0].lease;
     server.gateway().revoke(lease).await.unwrap();
     assert_eq!(timeout(SOON, held.lost()).await.unwrap(), Loss::SessionGone);
