@@ -176,9 +176,9 @@ async fn requests_of_handovers(waiting: usize) -> usize {
 }
 
 #[tokio::test]
-async fn a_handover_costs_four_requests_with_one_waiting_and_with_a_hundred() {
+async fn a_handover_costs_four_requests_to_the_first_that_waits_and_five_to_those_behind_it() {
     assert_eq!(requests_of_handovers(1).await, 4);
-    assert_eq!(requests_of_handovers(100).await, 4 * 100);
+    assert_eq!(requests_of_handovers(100).await, 4 + 5 * 99);
 }
 
 #[tokio::test]

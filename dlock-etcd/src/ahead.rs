@@ -120,12 +120,13 @@ impl Shared {
 
 /// An entry without a lease never goes away by itself: it is no claim, and whoever put it there wants something else.
 pub(crate) fn no_conflict(key: &Key, entry: &Entry) -> Result<(), BackendError> {
-    if entry.lease != 0 {
-        return Ok(());
-    }
-    let message = format!(
-        "{key} holds something that is no lock: {:?} has no lease and never lapses; it was left alone",
-        String::from_utf8_lossy(&entry.key)
-    );
-    Err(BackendError::new(ErrorKind::Conflict, message))
+    if entry.lease != 0 { Ok(()) } else { Err(foreign(key, entry)) }
+}
+
+/// Something stands in a line that no claim made.
+pub(crate) fn foreign(key: &Key, entry: &Entry) -> BackendError {
+    let what = if entry.lease == 0 { "has no lease and never lapses" } else { "has another lease than its name says" };
+    let message =
+        format!("{key} holds something that is no lock: {:?} {what}; it was left alone", String::from_utf8_lossy(&entry.key));
+    BackendError::new(ErrorKind::Conflict, message)
 }

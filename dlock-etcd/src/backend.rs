@@ -301,6 +301,9 @@ impl LockBackend for Etcd {
         let known = shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
         // First in line once, it stays first for as long as its entry is the same.
         let Standing::Held { token } = shared.stand(ours, known).await? else { return Ok(false) };
+        if known.is_some_and(|known| crate::wire::token(known) != Some(token)) {
+            return Ok(false);
+        }
         shared.rewrite(ours, token, &published).await
     }
 

@@ -10,7 +10,7 @@ use dlock_core::{
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
 
-use crate::ahead::{Ahead, no_conflict, window};
+use crate::ahead::{Ahead, foreign, no_conflict, window};
 use crate::api::{Api, Found, Refusal, Reply, by_creation, unexpected};
 use crate::classify::{Asked, is_full};
 use crate::notes::Notes;
@@ -221,6 +221,7 @@ impl Shared {
                 return self.stands(ours, known, reply.revision, ahead);
             }
             match reply.next().entries.first() {
+                Some(_) if known > 0 && !self.notes().may_be_made_anew(claim.id) => return Ok(Standing::ClaimGone),
                 Some(entry) => created = Some(entry.created),
                 None if self.api.is_alive(lease).await? => return Ok(Standing::ClaimGone),
                 None => {
@@ -343,7 +344,13 @@ impl Shared {
     /// How a claim stands that was applied before.
     async fn known(&self, ours: Ours<'_>, own: &Found, tombstone: &Found) -> Result<Standing, BackendError> {
         match own.entries.first() {
-            Some(entry) if tombstone.count == 0 => self.stand(ours, Some(entry.created)).await.map_err(placed),
+            Some(entry) if tombstone.count == 0 => {
+                if entry.lease != ours.lease.0 {
+                    return Err(foreign(&ours.claim.key, entry));
+                }
+                self.notes().entered(ours.claim.id, entry.created);
+                self.stand(ours, Some(entry.created)).await.map_err(placed)
+            }
             _ => Ok(Standing::ClaimGone),
         }
     }
@@ -352,6 +359,9 @@ impl Shared {
     async fn send(&self, asked: Asked<'_>, ours: Ours<'_>, txn: Txn) -> Result<Option<Reply>, BackendError> {
         let mut copy = Copy::sent(self, ours.claim.id);
         let answer = self.api.txn(asked, txn).await;
+        if answer.as_ref().is_err_and(is_full) {
+            self.notes().refused_for_room(ours.claim.id);
+        }
         copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
         drop(copy);
         match answer? {

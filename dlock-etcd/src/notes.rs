@@ -60,6 +60,8 @@ pub(crate) struct ClaimNote {
     under_way: u32,
     /// A copy of it was never answered and may arrive later.
     unanswered: bool,
+    /// A copy of it was refused for want of room, which may have been applied all the same.
+    perhaps: bool,
     /// The revision of its entry, once that is known.
     pub(crate) created: Option<i64>,
     /// The entries ahead of it one of which must go before it can hold, when it was last looked; none of a holder.
@@ -137,7 +139,7 @@ impl Notes {
     /// The claim was found under this name; nothing else is known of it.
     pub(crate) fn found(&mut self, lease: Lease, claim: ClaimId, entry: Vec<u8>) {
         let note = ClaimNote { unanswered: true, ..ClaimNote::new(lease, entry, None) };
-        self.claims.insert(claim, note);
+        self.claims.entry(claim).or_insert(note);
     }
 
     /// A copy of the claim is about to be sent.
@@ -153,6 +155,19 @@ impl Notes {
             note.under_way -= 1;
             note.unanswered |= !answered;
         }
+    }
+
+    /// A copy of the claim was refused because the database is full. The very write that goes over the limit is applied, and answered so too.
+    pub(crate) fn refused_for_room(&mut self, claim: ClaimId) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            note.perhaps = true;
+        }
+    }
+
+    /// Whether an entry of the claim's name that is not the known one may be its own: a copy of it may have made it anew. Otherwise another claim has
+    /// taken its seat.
+    pub(crate) fn may_be_made_anew(&self, claim: ClaimId) -> bool {
+        self.claims.contains_key(&claim) && self.may_arrive(claim)
     }
 
     pub(crate) fn claim(&self, claim: ClaimId) -> Option<&ClaimNote> {
@@ -182,9 +197,13 @@ impl Notes {
 
     /// The claim has nothing, and nothing of it is under way.
     pub(crate) fn forget(&mut self, claim: ClaimId) {
-        let Some(ClaimNote { lease, seat: Some(seat), under_way: 0, unanswered: false, .. }) = self.claims.remove(&claim) else {
+        let note = self.claims.remove(&claim);
+        let Some(ClaimNote { lease, seat: Some(seat), under_way: 0, unanswered: false, perhaps, created, .. }) = note else {
             return;
         };
+        if perhaps && created.is_none() {
+            return;
+        }
         if let Some(seats) = self.leases.get_mut(&lease).and_then(|note| note.seats.as_mut()) {
             seats.free.push(seat);
         }
@@ -192,12 +211,12 @@ impl Notes {
 
     /// Whether the claim may have an entry, now or later.
     pub(crate) fn may_have_something(&self, claim: ClaimId) -> bool {
-        self.may_arrive(claim) || self.claims.get(&claim).is_some_and(|note| note.created.is_some())
+        self.may_arrive(claim) || self.claims.get(&claim).is_some_and(|note| note.created.is_some() || note.perhaps)
     }
 
     /// A copy of the claim left nothing at the store. It is remembered if another has an entry there, or may still arrive.
     pub(crate) fn left_nothing(&mut self, claim: ClaimId) {
-        if !self.may_arrive(claim) && self.claims.get(&claim).is_some_and(|note| note.created.is_none()) {
+        if !self.may_have_something(claim) {
             self.forget(claim);
         }
     }
@@ -244,8 +263,8 @@ impl Notes {
 
 impl ClaimNote {
     fn new(lease: Lease, entry: Vec<u8>, seat: Option<u32>) -> Self {
-        let (entry, under_way, unanswered, created, awaited) = (entry.into_boxed_slice(), 0, false, None, Vec::new());
-        Self { lease, entry, seat, under_way, unanswered, created, awaited, held: false, withdrawn: false }
+        let (entry, under_way, created, awaited) = (entry.into_boxed_slice(), 0, None, Vec::new());
+        Self { lease, entry, seat, under_way, unanswered: false, perhaps: false, created, awaited, held: false, withdrawn: false }
     }
 }
 
@@ -372,6 +391,20 @@ mod tests {
         assert_eq!(begin(&mut notes, 4), "k/7.4");
         notes.forget(unsent);
         assert_eq!(begin(&mut notes, 5), "k/7.3");
+    }
+
+    #[test]
+    fn what_was_refused_for_want_of_room_may_be_there_all_the_same() {
+        let mut notes = Notes::default();
+        notes.opened(LEASE, LONG);
+        begin(&mut notes, 1);
+        notes.sent(CLAIM);
+        notes.refused_for_room(CLAIM);
+        notes.done(CLAIM, true);
+        notes.left_nothing(CLAIM);
+        assert!(notes.claim(CLAIM).is_some() && notes.may_have_something(CLAIM), "it is remembered");
+        notes.forget(CLAIM);
+        assert_eq!(begin(&mut notes, 2), "k/7.2", "nobody gets its name");
     }
 
     #[test]

@@ -36,6 +36,9 @@ impl Shared {
         for copy in &mut copies {
             copy.answered = answered;
         }
+        if answer.as_ref().is_err_and(is_full) {
+            claims.iter().for_each(|claim| self.notes().refused_for_room(claim.id));
+        }
         drop(copies);
         let mut reply = match answer? {
             Ok(reply) => reply,

@@ -79,11 +79,12 @@ fn a_held_lock_costs_a_renewal_and_an_audit_for_each_third_of_the_ttl() {
 #[test]
 fn a_handover_costs_the_release_and_what_the_next_asks_once_it_is_woken() {
     for (tier, clients, asks) in [
-        (Tier::Wire, 2, &[Site::Claim][..]),
-        (Tier::WireFair, 2, &[Site::Claim]),
-        (Tier::WireFair, 6, &[Site::Claim]),
-        (Tier::WireEtcd, 2, &[Site::Confirm]),
-        (Tier::WireEtcd, 6, &[Site::Confirm]),
+        (Tier::Wire, 2, &[&[Site::Claim][..]][..]),
+        (Tier::WireFair, 2, &[&[Site::Claim]]),
+        // Whoever was not next when it came looks whether it is.
+        (Tier::WireFair, 6, &[&[Site::Claim], &[Site::Confirm, Site::Claim]]),
+        (Tier::WireEtcd, 2, &[&[Site::Confirm]]),
+        (Tier::WireEtcd, 6, &[&[Site::Confirm]]),
     ] {
         let lines = history(tier, clients, 1, Duration::from_secs(60));
         let mut handovers = 0;
@@ -102,8 +103,9 @@ fn a_handover_costs_the_release_and_what_the_next_asks_once_it_is_woken() {
                 sent.iter().filter(move |(_, other, _)| Some(*other) == client).map(|(.., site)| *site).collect::<Vec<_>>()
             };
             assert_eq!(sites(line.client), [Site::Release], "{tier:?}, {clients} clients");
-            assert_eq!(sites(lines[next].client), asks, "{tier:?}, {clients} clients");
-            assert_eq!(sent.len(), 1 + asks.len(), "nobody else asks anything: {tier:?}, {clients} clients");
+            let asked = sites(lines[next].client);
+            assert!(asks.contains(&&asked[..]), "{tier:?}, {clients} clients: {asked:?}");
+            assert_eq!(sent.len(), 1 + asked.len(), "nobody else asks anything: {tier:?}, {clients} clients");
             handovers += 1;
         }
         assert!(handovers > 0, "{tier:?}, {clients} clients");

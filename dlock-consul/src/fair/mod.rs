@@ -110,8 +110,8 @@ impl Fair {
                 Awaits::Nothing => None,
                 // Nobody comes ahead of the first in line: once the key is seen free it is asked for at once.
                 Awaits::Key => self.shared.notes().key(&claim.key),
-                // A release gives the key back in the very transaction that deletes the ticket. Where the one ahead left without having had the key, or something
-                // else was written since, the key has another index, and nothing happens.
+                // Only one was ahead, and left: it is first, and the key is its own once it is free. A release gives the key back in the very transaction
+                // that deletes the ticket, so that this is mostly its index; where it is not, nothing happens.
                 Awaits::Tickets(_) => note.left_at.map(Known::At),
             };
             guard.map(|guard| (note.index, guard))

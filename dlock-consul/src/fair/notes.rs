@@ -33,7 +33,9 @@ pub(crate) struct ClaimNote {
     pub(crate) own: Option<Awaited>,
     pub(crate) index: u64,
     pub(crate) awaits: Awaits,
-    /// The index at which the one right ahead of it left.
+    /// Only one was ahead of it when it last looked. Nobody comes ahead later, so that it is first once that one leaves.
+    next: bool,
+    /// When that one had left, the index of everything was this.
     pub(crate) left_at: Option<u64>,
 }
 
@@ -94,6 +96,7 @@ impl Notes {
             own: None,
             index: 0,
             awaits: Awaits::Nothing,
+            next: false,
             left_at: None,
         };
         self.claims.entry(claim).or_insert_with(fresh).under_way += 1;
@@ -119,16 +122,17 @@ impl Notes {
     }
 
     /// The claim waits in line, with a ticket of this index.
-    pub(crate) fn waits(&mut self, claim: ClaimId, own: Awaited, index: u64, awaits: Awaits) {
+    pub(crate) fn waits(&mut self, claim: ClaimId, own: Awaited, index: u64, awaits: Awaits, ahead: usize) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.own, note.index, note.awaits, note.left_at) = (Some(own), index, awaits, None);
+            (note.own, note.index, note.awaits) = (Some(own), index, awaits);
+            (note.next, note.left_at) = (ahead == 1, None);
         }
     }
 
-    /// The one right ahead of the claim left, at this index.
+    /// The one right ahead of the claim has left; Consul's keys were at this index then.
     pub(crate) fn left_before(&mut self, claim: ClaimId, index: u64) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            note.left_at = Some(index);
+            note.left_at = Some(index).filter(|_| note.next);
         }
     }
 
@@ -206,6 +210,19 @@ mod tests {
         }
         notes.left_nothing(CLAIM);
         assert!(notes.may_arrive(CLAIM) && notes.claim(CLAIM).is_some(), "it is remembered");
+    }
+
+    #[test]
+    fn only_who_had_one_ahead_is_first_once_that_one_left() {
+        let (mut notes, session) = (Notes::default(), SessionId::new("one"));
+        notes.sent(&session, CLAIM);
+        let ticket = |of: &str| Awaited { ticket: format!("k/.dlock/{of}/"), created: 7 };
+        let mut left_at = |ahead| {
+            notes.waits(CLAIM, ticket("own"), 8, Awaits::Tickets(vec![ticket("before")]), ahead);
+            notes.left_before(CLAIM, 9);
+            notes.claim(CLAIM).and_then(|note| note.left_at)
+        };
+        assert_eq!([left_at(1), left_at(2)], [Some(9), None], "of the other ahead, the one that left says nothing");
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Fair {
         self.left(awaited, cursor, hint).await.map(|(woken, _)| woken)
     }
 
-    /// The same, and the index at which it was deleted, where Consul tells that.
+    /// The same, and the index at which it was found to be gone: that of whatever was written last, so mostly that of its deletion.
     async fn left(&self, awaited: &Awaited, cursor: Cursor, hint: Hint) -> Result<(Woken, Option<u64>), BackendError> {
         let shared = &self.shared;
         let mut since = cursor.0;
