@@ -73,7 +73,17 @@ impl Shared {
         if let Some(holders) = first.filter(|first| !awaited.is_empty() && claim.mode.contradicts(*first)) {
             return Err(BackendError::contradiction(claim, holders));
         }
-        Ok(Ahead { awaited, count: count.and_then(|count| count.try_into().ok()), first: head })
+        let shown = ahead.pop().filter(|_| !more);
+        Ok(Ahead { awaited, count: count.and_then(|count| count.try_into().ok()), first: head.or(shown) })
+    }
+
+    /// The first in line, with what it published.
+    pub(crate) async fn first(&self, key: &Key) -> Result<Option<Entry>, BackendError> {
+        let line = self.layout.line(key);
+        let asked = self.asked("looking for the first in line", false, key);
+        let first = by_creation(&line.end, SortOrder::Ascend, 1);
+        let page = self.api.page(asked, &line.start, first).await?.map_err(|gone| unexpected(asked, gone))?;
+        self.head(key, page.found).await
     }
 
     /// A whole range in the order of creation, page by page as of one revision.

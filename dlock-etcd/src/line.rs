@@ -79,16 +79,17 @@ impl Shared {
 
     async fn queue(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
         let Ours { claim, entry, .. } = ours;
-        if !self.notes().is_contended(&claim.key)
-            && let Some(standing) = self.enter_first(ours).await?
-        {
-            return Ok(standing);
-        }
         let asked = self.asked("claiming the key", true, &claim.key);
         let line = self.layout.line(&claim.key);
-        let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
+        let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode));
         let first = by_creation(&line.end, SortOrder::Ascend, 1);
-        let then = [put(ours), TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))];
+        // The nearest few show who holds the key, unless more are ahead. To ask for the first apart would cost whoever is alone.
+        let (nearest, first) = match claim.mode {
+            Mode::Exclusive => (nearest, None),
+            _ => (nearest.with_keys_only(), Some(first)),
+        };
+        let mut then = vec![put(ours), TxnOp::get(line.start.as_slice(), Some(nearest))];
+        then.extend(first.map(|first| TxnOp::get(line.start.as_slice(), Some(first))));
         let txn = Txn::new().when(self.fresh(ours)).and_then(then).or_else(self.found_already(ours));
         let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         if !reply.succeeded {
@@ -100,26 +101,11 @@ impl Shared {
         let (mut nearest, first) = (reply.next(), reply.next());
         // The line is seen with our own entry at its end.
         nearest.entries.retain(|other| other.key != entry);
-        let ahead = self.ahead(claim, nearest, first, true).await.map_err(placed)?;
-        if ahead.awaited.is_empty() {
-            self.notes().found_free(&claim.key);
+        let mut ahead = self.ahead(claim, nearest, first, true).await.map_err(placed)?;
+        if ahead.first.is_none() && !ahead.awaited.is_empty() {
+            ahead.first = self.first(&claim.key).await.map_err(placed)?;
         }
         self.stands(ours, created, reply.revision, ahead)
-    }
-
-    /// Puts the claim's entry into an empty line; `None` where it is not empty, or the claim was sent before. Half the work for etcd of entering a line and
-    /// looking at it, so a second request is worth its while where somebody turns out to be there.
-    async fn enter_first(&self, ours: Ours<'_>) -> Result<Option<Standing>, BackendError> {
-        let key = &ours.claim.key;
-        let txn = Txn::new().when(self.nobody(ours)).and_then([put(ours)]);
-        let Some(reply) = self.send(self.asked("claiming the key", true, key), ours, txn).await? else {
-            return Ok(Some(Standing::SessionGone));
-        };
-        if reply.succeeded {
-            return self.stands(ours, reply.revision, reply.revision, Ahead::nobody()).map(Some);
-        }
-        self.notes().found_contended(key);
-        Ok(None)
     }
 
     /// Takes the key if nobody is in line, and leaves nothing otherwise: a refused attempt writes nothing.
@@ -204,7 +190,7 @@ impl Shared {
             // Who holds an exclusive lock is asked for only where it turns out that another does.
             let shows_first = claim.mode != Mode::Exclusive;
             let mut then = vec![TxnOp::get(line.start.as_slice(), Some(nearest))];
-            then.extend(shows_first.then(|| TxnOp::get(line.start.as_slice(), Some(first.clone()))));
+            then.extend(shows_first.then(|| TxnOp::get(line.start.as_slice(), Some(first))));
             let otherwise = [TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))];
             let same = Compare::create_revision(entry, CompareOp::Equal, known);
             // Zero is the revision of what is not there.
@@ -215,8 +201,7 @@ impl Shared {
                 let (nearest, shown) = (reply.next(), reply.next());
                 let mut ahead = self.ahead(claim, nearest, shown, false).await?;
                 if !shows_first && !ahead.awaited.is_empty() {
-                    let shown = self.api.page(asked, &line.start, first).await?.map_err(|refusal| unexpected(asked, refusal))?;
-                    ahead.first = self.head(&claim.key, shown.found).await?;
+                    ahead.first = self.first(&claim.key).await?;
                 }
                 return self.stands(ours, known, reply.revision, ahead);
             }

@@ -1,9 +1,9 @@
 //! What this process knows of its sessions and claims. Forgetting costs a request and is always safe.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId, Key};
+use dlock_core::{Claim, ClaimId};
 
 use crate::wire::{Layout, Lease};
 
@@ -13,12 +13,7 @@ pub(crate) struct Notes {
     leases: HashMap<Lease, LeaseNote>,
     /// In a tree, which leaves less room unused than a table that doubles: many may be held.
     claims: BTreeMap<ClaimId, ClaimNote>,
-    /// The keys at which somebody was in line when this process came to them last.
-    contended: HashSet<Key>,
 }
-
-/// So many keys are remembered as contended.
-const CONTENDED: usize = 1024;
 
 /// What is known of a session.
 #[derive(Debug, Default)]
@@ -50,6 +45,7 @@ impl Seats {
 
 /// What is known of a claim of ours.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is an independent yes or no
 pub(crate) struct ClaimNote {
     pub(crate) lease: Lease,
     /// The name of its entry.
@@ -91,22 +87,6 @@ impl Notes {
     pub(crate) fn may_have_forgotten(&self, lease: Lease, claim: ClaimId) -> bool {
         let opened_here = self.leases.get(&lease).is_some_and(|note| note.seats.is_some());
         !opened_here && !self.claims.contains_key(&claim)
-    }
-
-    /// Whether somebody was in line when this process came to the key last.
-    pub(crate) fn is_contended(&self, key: &Key) -> bool {
-        self.contended.contains(key)
-    }
-
-    pub(crate) fn found_contended(&mut self, key: &Key) {
-        if self.contended.len() == CONTENDED {
-            self.contended.clear();
-        }
-        self.contended.insert(key.clone());
-    }
-
-    pub(crate) fn found_free(&mut self, key: &Key) {
-        self.contended.remove(key);
     }
 
     /// The lease is gone, and all that hung on it.
@@ -270,7 +250,7 @@ impl ClaimNote {
 
 #[cfg(test)]
 mod tests {
-    use dlock_core::Mode;
+    use dlock_core::{Key, Mode};
 
     use super::*;
 

@@ -37,7 +37,9 @@ impl Shared {
             copy.answered = answered;
         }
         if answer.as_ref().is_err_and(is_full) {
-            claims.iter().for_each(|claim| self.notes().refused_for_room(claim.id));
+            for claim in claims {
+                self.notes().refused_for_room(claim.id);
+            }
         }
         drop(copies);
         let mut reply = match answer? {
