@@ -61,7 +61,7 @@ async fn waiting_costs_a_claim_a_watch_and_a_look_however_many_wait() {
         watched(&server, 2 + ahead as u64).await;
         // Who holds the key is asked for apart where more are ahead than a look shows.
         let looks: &[_] = if ahead < 8 { &[] } else { &[("Range", 1)] };
-        let asked = [&[("Txn", 1), ("Watch", 1)], looks].concat();
+        let asked = [looks, &[("Txn", 1), ("Watch", 1)]].concat();
         assert_eq!(before.since(&server).await, counted(&asked), "behind {ahead} others");
 
         // The release, and the look of the first in line: nobody else hears of it.
