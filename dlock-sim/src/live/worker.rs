@@ -8,6 +8,7 @@ use std::time::Duration;
 use dlock::{Held, LockError, LockGuard, Locker, ReleaseOutcome};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::register::{Answer, Ask, RegisterClient};
 use super::{Clock, Told, store};
@@ -107,7 +108,11 @@ struct Worker {
 
 impl Worker {
     fn tell(&self, key: Option<&str>, event: Event) -> io::Result<()> {
-        let line = Line { at: self.orders.job.clock.now(), client: Some(self.orders.client), event };
+        self.tell_of(self.orders.job.clock.now(), key, event)
+    }
+
+    fn tell_of(&self, at: u64, key: Option<&str>, event: Event) -> io::Result<()> {
+        let line = Line { at, client: Some(self.orders.client), event };
         let told = serde_json::to_string(&Told { key: key.map(str::to_owned), line })?;
         writeln!(io::stdout().lock(), "{told}")
     }
@@ -158,8 +163,14 @@ impl Worker {
     }
 
     async fn hold(&self, key: &str, op: Op, guard: LockGuard, duty: &Duty, register: &mut RegisterClient) -> io::Result<()> {
+        // In a task of its own, for the work blocks its task, which hears of a loss only then.
+        let (held, clock) = (guard.held(), self.orders.job.clock);
+        let told = AbortOnDropHandle::new(tokio::spawn(async move {
+            held.lost().await;
+            clock.now()
+        }));
         match guard.guarded(duty.fulfil(key, op, self.orders.client, &guard, register)).await {
-            Err(lost) => return self.tell(Some(key), Event::Lost { op, reason: lost.reason.into() }),
+            Err(lost) => return self.tell_of(told.await?, Some(key), Event::Lost { op, reason: lost.reason.into() }),
             Ok(done) => done?,
         }
         self.tell(Some(key), Event::Releasing { op })?;
