@@ -28,7 +28,7 @@ use crate::probe;
 use crate::several;
 use crate::stream::Streams;
 use crate::watch::{Change, Watched};
-use crate::wire::{Entry, Layout, Lease, is_in, json};
+use crate::wire::{Entry, Layout, Lease, is_in, json, token as grant_number};
 
 /// A store of locks on etcd; cheap to clone, clones share connections and knowledge.
 #[derive(Clone, Debug)]
@@ -301,7 +301,7 @@ impl LockBackend for Etcd {
         let known = shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
         // First in line once, it stays first for as long as its entry is the same.
         let Standing::Held { token } = shared.stand(ours, known).await? else { return Ok(false) };
-        if known.is_some_and(|known| crate::wire::token(known) != Some(token)) {
+        if known.is_some_and(|known| grant_number(known) != Some(token)) {
             return Ok(false);
         }
         shared.rewrite(ours, token, &published).await

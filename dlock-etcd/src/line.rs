@@ -206,6 +206,7 @@ impl Shared {
                 return self.stands(ours, known, reply.revision, ahead);
             }
             match reply.next().entries.first() {
+                // Another claim has taken its seat.
                 Some(_) if known > 0 && !self.notes().may_be_made_anew(claim.id) => return Ok(Standing::ClaimGone),
                 Some(entry) => created = Some(entry.created),
                 None if self.api.is_alive(lease).await? => return Ok(Standing::ClaimGone),
@@ -257,8 +258,11 @@ impl Shared {
         if let Some(released) = self.delete(asked, ours, created).await? {
             return Ok(released);
         }
-        // Whatever has the entry's name is this claim's, and no other claim ever gets that name.
-        self.notes().spend(claim.id);
+        // Whatever has the entry's name is this claim's, and no other claim ever gets that name. Unless another release of it was answered meanwhile: then
+        // it has nothing, and the name may be another's by now.
+        if !self.notes().spend(claim.id) && created.is_some() {
+            return Ok(Release::NotHeld);
+        }
         let mut operations = vec![TxnOp::delete(entry, None)];
         #[cfg(dlock_planted)]
         let fenced = fenced && !Bug::NoTombstone.is_on();

@@ -228,11 +228,11 @@ impl Notes {
         note.created.filter(|_| !may_arrive)
     }
 
-    /// Whatever has the name of the claim's entry is about to be deleted, perhaps late: no other claim may ever have it.
-    pub(crate) fn spend(&mut self, claim: ClaimId) {
-        if let Some(note) = self.claims.get_mut(&claim) {
-            note.seat = None;
-        }
+    /// Whatever has the name of the claim's entry is about to be deleted, perhaps late: no other claim may ever have it. Whether the claim is known,
+    /// so that its name is its own.
+    pub(crate) fn spend(&mut self, claim: ClaimId) -> bool {
+        let note = self.claims.get_mut(&claim);
+        note.map(|note| note.seat = None).is_some()
     }
 
     /// Whether nothing may be granted to the claim any more.
@@ -363,7 +363,7 @@ mod tests {
         notes.sent(withdrawal);
         notes.done(withdrawal, true);
         assert_eq!(notes.releasing(withdrawal), None, "its revision is not known");
-        notes.spend(withdrawal);
+        assert!(notes.spend(withdrawal));
         begin(&mut notes, 3);
         for id in [copy, withdrawal] {
             notes.forget(id);
@@ -371,6 +371,7 @@ mod tests {
         assert_eq!(begin(&mut notes, 4), "k/7.4");
         notes.forget(unsent);
         assert_eq!(begin(&mut notes, 5), "k/7.3");
+        assert!(!notes.spend(unsent), "its name is another's by now");
     }
 
     #[test]
