@@ -268,6 +268,7 @@ impl fmt::Display for Outcome {
              the store, for {:.1?} at most",
             proof.stood_still, proof.after_interference, proof.after_early_end, proof.longest_after_interference
         )?;
+        writeln!(f, "{proved}: without being stopped, a worker stood still for {:.1?} at most", proof.longest_hiccup)?;
         writeln!(f, "{proved}: held in the order of their tokens: {} of {}", proof.held - proof.overtaken, proof.held)?;
         writeln!(f, "{proved}: fenced updates {}, refused {}, lost {}", tally.fenced, tally.refused, tally.lost_fenced)?;
         let rate = 100.0 * tally.lost_unfenced as f64 / tally.unfenced.max(1) as f64;

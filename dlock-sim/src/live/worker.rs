@@ -64,6 +64,10 @@ pub enum WorkerError {
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// How long it may take to give everything back at the end.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How often a worker looks whether it goes on.
+const TICK: Duration = Duration::from_millis(5);
+/// A process that makes no step for longer stands still.
+const LONGEST_STEP: Duration = Duration::from_millis(30);
 /// How many operations a client can number.
 const OPS: Op = 10_000_000;
 
@@ -78,6 +82,8 @@ pub async fn work(orders: Orders) -> Result<(), WorkerError> {
         let worker = std::sync::Arc::clone(&worker);
         tasks.spawn(async move { worker.contend(task).await });
     }
+    let watching = std::sync::Arc::clone(&worker);
+    tasks.spawn(async move { watching.tell_of_pauses().await });
     // Ends with the input, which the parent closes, or its death.
     std::thread::spawn(move || {
         _ = io::stdin().read_to_end(&mut Vec::new());
@@ -115,6 +121,20 @@ impl Worker {
         let line = Line { at, client: Some(self.orders.client), event };
         let told = serde_json::to_string(&Told { key: key.map(str::to_owned), line })?;
         writeln!(io::stdout().lock(), "{told}")
+    }
+
+    /// Tells of every time in which this process, or its runtime, made no step for longer than a busy machine explains.
+    async fn tell_of_pauses(&self) -> io::Result<()> {
+        let mut last = self.orders.job.clock.now();
+        while !self.stop.is_cancelled() {
+            tokio::time::sleep(TICK).await;
+            let now = self.orders.job.clock.now();
+            if Duration::from_micros(now - last) > LONGEST_STEP {
+                self.tell_of(last, None, Event::Paused { until: now })?;
+            }
+            last = now;
+        }
+        Ok(())
     }
 
     /// The last task is the slow one.

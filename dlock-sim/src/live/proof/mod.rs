@@ -1,9 +1,9 @@
 //! What must be true of a run's histories, which know what workers were told and when, but not what the store did unheard.
 //!
 //! - Tokens are unique, and grow from one holder to the next.
-//! - Nobody believes to hold a lock when a later holder is told that it has it. Who stood still is excused until it goes on, and whose lock an
-//!   operator touched for two ttl: it hears of that by the audit that follows its next renewal, if not before. So is whose session a server may
-//!   have ended early after what befell it, where the store has such servers.
+//! - Nobody believes to hold a lock when a later holder is told that it has it. Who stood still is excused until it goes on, whether it was
+//!   stopped or the machine did not run it; and whose lock an operator touched for two ttl: it hears of that by the audit that follows its next
+//!   renewal, if not before. So is whose session a server may have ended early after what befell it, where the store has such servers.
 //! - A fenced register accepts no token below one that it has accepted.
 //! - Some order of the operations explains everything that workers were answered ([`crate::wgl`]).
 //! - Once faults are over, every key is granted again; nothing is told to be left over.
@@ -44,9 +44,19 @@ pub struct Proof {
     pub explained: usize,
     /// Holders that stood still while the next one held the lock.
     pub stood_still: usize,
+    /// The longest that a worker stood still without being stopped: so good was the machine.
+    pub longest_hiccup: Duration,
     /// Acquisitions that were told later than one with a higher token. Where tokens are places in a line, the others are first come, first
     /// served.
     pub overtaken: usize,
+}
+
+/// A time in which a worker made no step.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    client: u8,
+    from: u64,
+    until: u64,
 }
 
 /// A lock that a worker was told it holds.
@@ -62,8 +72,11 @@ struct Holding {
     lost: Option<Reason>,
 }
 
-/// After a pause, and before it is told, a process may need so long on a busy machine.
-const RESUME: u64 = 500_000;
+/// So long after a pause a worker may need until it has told of all that happened meanwhile.
+const RESUME: u64 = 50_000;
+/// So long after a server could go on it may still do what it made up its mind to do before: it hears of a successor within an election, and
+/// what it proposes is kept until there is a leader.
+const AFTERMATH: u64 = 2_000_000;
 
 /// How many steps the search for an order may take; some ten thousand are needed for an hour of a key.
 const SEARCH: usize = 3_000_000;
@@ -72,7 +85,14 @@ const SEARCH: usize = 3_000_000;
 pub fn prove(store: Store, histories: &BTreeMap<String, History>, strikes: &[Strike], ttl: Duration) -> Proof {
     let mut proof = Proof::default();
     for (key, history) in histories {
-        let mut looking = Looking { store, key, strikes, hears_within: ttl * 2, proof: &mut proof };
+        let pauses = pauses(history);
+        let stopped = |pause: &Pause| {
+            let mut stops = strikes.iter().filter(|strike| strike.kind == Kind::PauseWorker && strike.client == Some(pause.client));
+            stops.any(|stop| stop.from <= pause.until && stop.until >= pause.from)
+        };
+        let hiccups = pauses.iter().filter(|pause| !stopped(pause)).map(|pause| Duration::from_micros(pause.until - pause.from));
+        proof.longest_hiccup = hiccups.fold(proof.longest_hiccup, Duration::max);
+        let mut looking = Looking { store, key, strikes, pauses, hears_within: ttl * 2, proof: &mut proof };
         let holdings = looking.read(history);
         looking.tokens_grow(&holdings);
         looking.nobody_believes_for_long(holdings);
@@ -81,10 +101,20 @@ pub fn prove(store: Store, histories: &BTreeMap<String, History>, strikes: &[Str
     proof
 }
 
+/// In the order in which they began.
+fn pauses(history: &History) -> Vec<Pause> {
+    let paused = history.lines().iter().filter_map(|line| match line.event {
+        Event::Paused { until } => Some(Pause { client: line.client?, from: line.at, until }),
+        _ => None,
+    });
+    paused.collect()
+}
+
 struct Looking<'a> {
     store: Store,
     key: &'a str,
     strikes: &'a [Strike],
+    pauses: Vec<Pause>,
     hears_within: Duration,
     proof: &'a mut Proof,
 }
@@ -195,16 +225,16 @@ impl Looking<'_> {
             }
             return;
         }
-        let (client, key) = (Some(holding.client), Some(self.key));
-        let concerns = |strike: &&Strike| strike.from <= next.from && strike.until >= holding.from;
-        let paused = |strike: &&Strike| strike.kind == Kind::PauseWorker && strike.client == client;
-        let mut strikes = self.strikes.iter().filter(concerns);
-        if strikes.clone().filter(paused).any(|pause| holding.until <= pause.until + RESUME) {
+        if self.stood_still(holding, next) {
             self.proof.stood_still += 1;
             return;
         }
-        let ended_early = strikes.clone().any(|strike| self.store.early_ends().contains(&strike.kind));
-        let acted = strikes.any(|strike| {
+        let (client, key) = (Some(holding.client), Some(self.key));
+        // What was granted may end before its holder is told that it has it.
+        let concerns = |strike: &Strike, aftermath| strike.from <= next.from && strike.until + aftermath >= holding.wanted_at;
+        let may_end = |strike: &&Strike| self.store.early_ends().contains(&strike.kind);
+        let ended_early = self.strikes.iter().filter(may_end).any(|strike| concerns(strike, AFTERMATH));
+        let acted = self.strikes.iter().filter(|strike| concerns(strike, 0)).any(|strike| {
             let this = if strike.kind == Kind::EndSession { strike.client == client } else { strike.key.as_deref() == key };
             strike.kind.is_interference() && this
         });
@@ -217,17 +247,33 @@ impl Looking<'_> {
                 return;
             }
         }
-        let Holding { op, token, until, .. } = holding;
+        let Holding { op, token, from, until, .. } = holding;
+        let how = holding.lost.map_or_else(|| "it gave it back".to_owned(), |reason| format!("it was told: {}", named(&reason)));
+        let lately = self.strikes.iter().filter(|strike| strike.from <= next.from && strike.until + AFTERMATH >= *from);
+        let lately: Vec<String> =
+            lately.map(|Strike { kind, from, until, client, .. }| format!("{kind:?} {from} to {until} {client:?}")).collect();
         self.object(format_args!(
-            "worker {} believed in token {token} (acquisition {op}) until {until}, {} us after worker {} was told that it holds \
-             token {} (acquisition {}, at {})",
+            "worker {} believed in token {token} (acquisition {op}) from {from} until {until}, when {how}, {} us after worker {} was \
+             told that it holds token {} (acquisition {}, at {}); what struck lately: {}",
             holding.client,
             until - next.from,
             next.client,
             next.token,
             next.op,
-            next.from
+            next.from,
+            lately.join(", ")
         ));
+    }
+
+    /// Whether the holder made no step from the grant of the next one until its own end; pauses with hardly a step in between are one.
+    fn stood_still(&self, holding: &Holding, next: &Holding) -> bool {
+        let mut went_on: Option<u64> = None;
+        for pause in self.pauses.iter().filter(|pause| pause.client == holding.client) {
+            if pause.from <= went_on.unwrap_or_default().max(next.from) + RESUME {
+                went_on = went_on.max(Some(pause.until));
+            }
+        }
+        went_on.is_some_and(|went_on| holding.until <= went_on + RESUME)
     }
 
     fn an_order_explains_it(&mut self, history: &History) {

@@ -56,18 +56,35 @@ fn a_holder_that_believes_beyond_the_next_ones_grant_is_a_violation() {
 
 #[test]
 fn who_stood_still_is_excused_until_it_goes_on_and_no_longer() {
-    let pause = Strike { kind: Kind::PauseWorker, from: 3, until: 9_000_000, client: Some(1), key: None };
-    let lines = |told| {
+    let lines = |paused: u8, told| {
         [
             (2, 1, held(1, 7)),
+            (3, paused, Event::Paused { until: 7_000_000 }),
             (6_000_000, 2, held(2, 8)),
             (6_000_009, 2, Event::Releasing { op: 2 }),
+            (7_000_020, paused, Event::Paused { until: 9_000_000 }),
             (told, 1, lost(1, Reason::Expired)),
         ]
     };
-    let excused = found(&lines(9_000_100), std::slice::from_ref(&pause));
+    let excused = found(&lines(1, 9_000_100), &[]);
     assert_eq!((excused.violations.len(), excused.stood_still), (0, 1));
-    assert_eq!(found(&lines(9_600_000), &[pause]).violations.len(), 1);
+    assert_eq!(found(&lines(1, 9_100_000), &[]).violations.len(), 1);
+    assert_eq!(found(&lines(2, 9_000_100), &[]).violations.len(), 1);
+}
+
+#[test]
+fn a_pause_that_was_over_before_excuses_nobody() {
+    let lines = [
+        (2, 1, held(1, 7)),
+        (3, 1, Event::Paused { until: 5 }),
+        (60_000, 2, held(2, 8)),
+        (60_003, 1, lost(1, Reason::Expired)),
+        (60_003, 2, Event::Releasing { op: 2 }),
+    ];
+    let proof = found(&lines, &[]);
+    assert_eq!((proof.violations.len(), proof.longest_hiccup), (1, Duration::from_micros(2)));
+    let stop = Strike { kind: Kind::PauseWorker, from: 3, until: 5, client: Some(1), key: None };
+    assert_eq!(found(&lines, &[stop]).longest_hiccup, Duration::ZERO);
 }
 
 #[test]
@@ -81,6 +98,20 @@ fn an_operators_act_excuses_the_holder_that_it_concerns() {
 }
 
 #[test]
+fn an_act_that_came_before_its_holder_was_told_of_the_grant_excuses_it() {
+    let act = |until| Strike { kind: Kind::EndSession, from: 3, until, client: Some(1), key: None };
+    let lines = [
+        (4, 1, wants(1)),
+        (6, 2, held(2, 8)),
+        (7, 1, held(1, 7)),
+        (9, 1, lost(1, Reason::SessionGone)),
+        (9, 2, Event::Releasing { op: 2 }),
+    ];
+    assert_eq!(found(&lines, &[act(5)]).after_interference, 1);
+    assert_eq!(found(&lines, &[act(3)]).violations.len(), 1);
+}
+
+#[test]
 fn a_leader_that_stood_still_excuses_who_held_before_it_woke() {
     let freeze = |kind, until| Strike { kind, from: 3, until, client: None, key: None };
     let lines =
@@ -88,7 +119,9 @@ fn a_leader_that_stood_still_excuses_who_held_before_it_woke() {
     let excused = found(&lines, &[freeze(Kind::FreezeLeader, 8)]);
     assert_eq!((excused.violations.len(), excused.after_early_end), (0, 1));
     assert_eq!(found(&lines, &[freeze(Kind::FreezeFollower, 8)]).violations.len(), 1);
-    assert_eq!(found(&lines[..], &[Strike { from: 1, ..freeze(Kind::FreezeLeader, 2) }]).violations.len(), 1);
+    let later = lines.map(|(at, client, event)| (at + AFTERMATH, client, event));
+    assert_eq!(found(&later, &[freeze(Kind::FreezeLeader, 8)]).violations.len(), 0);
+    assert_eq!(found(&later, &[Strike { from: 1, ..freeze(Kind::FreezeLeader, 2) }]).violations.len(), 1);
 }
 
 #[test]
