@@ -18,6 +18,7 @@ use crate::scenario::uncontended::Uncontended;
 use crate::stats::{Samples, Summary};
 use crate::svg::{Axis, Bars, Lines};
 use crate::target::verdicts;
+use crate::worker::Kept;
 
 /// All that was measured; what was not wanted is empty.
 #[derive(Default)]
@@ -80,10 +81,10 @@ const IDLE: &str = "
 ![requests of idle locks](idle.svg)
 
 With the default ttl, which is 15 s, and 10 s for rs-consul, each of whose locks has a session of its own that it never renews. Heap is that of the holding
-process for each lock beyond the first, watches and idle connections included.
+process for each lock beyond the first, watches and idle connections included; tasks are all of its runtime, those of the stores' clients included.
 
-| | locks | held at the end | renewals/s | other requests/s | connections | bytes of heap per lock |
-|---|---|---|---|---|---|---|
+| | locks | held at the end | renewals/s | other requests/s | connections | tasks | bytes of heap per lock |
+|---|---|---|---|---|---|---|---|
 ";
 const THROUGHPUT: &str = "
 ## Throughput: independent keys at once through one client
@@ -193,10 +194,10 @@ fn told(machine: &str, findings: &Findings) -> String {
     }
     for one in &findings.idle {
         let second = |count: usize| count as f64 / one.watched.as_secs_f64();
-        let heap = one.heap.map_or("–".to_owned(), |heap| format!("{heap:.0}"));
-        let Idle { arm, locks, held, connections, .. } = one;
+        let heap = one.kept.heap.map_or("–".to_owned(), |heap| format!("{heap:.0}"));
+        let Idle { arm, locks, held, connections, kept: Kept { tasks, .. }, .. } = one;
         let (arm, renewals, others) = (arm.name(), second(one.renewals), second(one.others));
-        _ = writeln!(text, "| {arm} | {locks} | {held} | {renewals:.2} | {others:.2} | {connections} | {heap} |");
+        _ = writeln!(text, "| {arm} | {locks} | {held} | {renewals:.2} | {others:.2} | {connections} | {tasks} | {heap} |");
     }
     if !findings.throughput.is_empty() {
         text += THROUGHPUT;
@@ -383,7 +384,16 @@ mod tests {
         };
         let idle = |locks, heap| {
             let watched = Duration::from_secs(10);
-            Idle { arm: Arm::Etcd, locks, held: locks, watched, renewals: 2, others: locks, connections: 1, heap }
+            Idle {
+                arm: Arm::Etcd,
+                locks,
+                held: locks,
+                watched,
+                renewals: 2,
+                others: locks,
+                connections: 1,
+                kept: Kept { heap, tasks: 5 },
+            }
         };
         let overhead = |subject, value, instructions| {
             let heap = Heap { allocations: 20, reallocations: 1, bytes: 512 };
@@ -423,7 +433,7 @@ mod tests {
         for line in [
             "| dlock on etcd | 2.00 | 0.60 ms | 0.55 ms to 0.60 ms | 0.60 ms | 1.20 (1.10 to 1.20) |",
             "| dlock on etcd | 10 | several processes | 3.00 ms | 3.00 ms to 3.00 ms | 3.00 ms | 1 | 3.00 (3.00 to 3.00) | 4.0 |",
-            "| dlock on etcd | 100 | 100 | 0.20 | 10.00 | 1 | 800 |",
+            "| dlock on etcd | 100 | 100 | 0.20 | 10.00 | 1 | 5 | 800 |",
             "| dlock on etcd | 10 | 1000 | 1000 to 1000 | 0.50 (0.50 to 0.50) |",
             "| the pure machines alone | 62 ns | 62 ns to 62 ns | 20 | 1 | 512 | 600 |",
             "| through a `Locker` on the store in memory, queue | 3.0 µs | 3.0 µs to 3.0 µs | 20 | 1 | 512 | not counted |",

@@ -111,7 +111,7 @@ fn idle(findings: &Findings, arm: Arm, verdicts: &mut Vec<Verdict>) {
         measured: format!("{} of {most}", many.others),
         held: many.others <= most,
     });
-    if let Some(heap) = many.heap {
+    if let Some(heap) = many.kept.heap {
         verdicts.push(Verdict {
             demand: format!("idle, {name}: at most {HEAP:.0} bytes of heap for each of {} locks", many.locks),
             measured: format!("{heap:.0}"),

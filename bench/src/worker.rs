@@ -97,6 +97,15 @@ pub struct Tenure {
     pub released: u64,
 }
 
+/// What held locks cost their process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Kept {
+    /// Bytes of heap for each lock beyond the first; `None` for a single one.
+    pub heap: Option<f64>,
+    /// Tasks on the runtime, those of the clients of the stores included.
+    pub tasks: usize,
+}
+
 /// A process of contenders.
 pub struct Crew(Worker);
 
@@ -114,6 +123,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// So many locks are taken at once by those who hold many.
 const AT_ONCE: usize = 8;
 const READY: &str = "ready";
+/// Stands for the heap of each further lock where there is none.
+const ALONE: &str = "-";
 /// Begins the line of a worker that cannot go on.
 const FAILED: &str = "failed: ";
 
@@ -173,12 +184,32 @@ impl Holder {
         self.0.ready().await
     }
 
-    /// Lets it end; bytes of heap for each lock beyond the first.
-    pub async fn heap(mut self) -> Outcome<Option<f64>> {
+    /// Lets it end; what its locks cost it.
+    pub async fn kept(mut self) -> Outcome<Kept> {
         self.0.go().await?;
         let told = self.0.line().await?.ok_or("a worker ended early")?;
         self.0.ended().await?;
-        Ok(told.parse().ok())
+        told.parse()
+    }
+}
+
+impl FromStr for Kept {
+    type Err = Box<dyn Error + Send + Sync>;
+
+    fn from_str(line: &str) -> Result<Self, Self::Err> {
+        let (tasks, heap) = line.split_once(' ').ok_or("a worker spoke otherwise than agreed")?;
+        let heap = if heap == ALONE { None } else { Some(heap.parse()?) };
+        Ok(Self { heap, tasks: tasks.parse()? })
+    }
+}
+
+impl Display for Kept {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { heap, tasks } = self;
+        match heap {
+            Some(heap) => write!(f, "{tasks} {heap}"),
+            None => write!(f, "{tasks} {ALONE}"),
+        }
     }
 }
 
@@ -286,10 +317,8 @@ async fn done(work: Work) -> Outcome<()> {
             let mut holds: Vec<_> = more.try_collect().await?;
             told_to_go_on().await?;
             let grown = heap_in_use().saturating_sub(before) as f64;
-            match locks - 1 {
-                0 => println!("-"),
-                more => println!("{}", grown / more as f64),
-            }
+            let heap = (locks > 1).then(|| grown / (locks - 1) as f64);
+            println!("{}", Kept { heap, tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks() });
             holds.push(first);
             let releases = stream::iter(holds).map(|hold| client.release(hold)).buffer_unordered(AT_ONCE);
             releases.try_collect::<()>().await?;
@@ -337,5 +366,18 @@ async fn told_to_go_on() -> Outcome<()> {
     match BufReader::new(tokio::io::stdin()).read_line(&mut line).await? {
         0 => Err("nobody wants this any more".into()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holders_cost_is_read_as_it_was_told() {
+        for kept in [Kept { heap: None, tasks: 3 }, Kept { heap: Some(800.5), tasks: 4 }] {
+            assert_eq!(kept.to_string().parse::<Kept>().unwrap(), kept);
+        }
+        assert!("7".parse::<Kept>().is_err());
     }
 }

@@ -9,7 +9,7 @@ use crate::Outcome;
 use crate::arm::Arm;
 use crate::progress;
 use crate::stores::{Stores, place};
-use crate::worker::Holder;
+use crate::worker::{Holder, Kept};
 
 /// What one arm showed with so many locks.
 pub struct Idle {
@@ -27,8 +27,8 @@ pub struct Idle {
     pub others: usize,
     /// Connections at the end of it.
     pub connections: usize,
-    /// Bytes of heap for each lock beyond the first; `None` for a single one.
-    pub heap: Option<f64>,
+    /// What they cost their process at the end of it.
+    pub kept: Kept,
 }
 
 /// Until everything is watched that will be.
@@ -59,8 +59,8 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Idle>> {
         let (renewals, others) = counts(&proxy);
         let connections = connections(proxy.address().port())?;
         let held = stores.held(arm, &held_under(arm, locks)).await?;
-        let heap = holder.heap().await?;
-        measured.push(Idle { arm, locks, held, watched: plan.idle, renewals, others, connections, heap });
+        let kept = holder.kept().await?;
+        measured.push(Idle { arm, locks, held, watched: plan.idle, renewals, others, connections, kept });
     }
     Ok(measured)
 }
