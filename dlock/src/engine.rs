@@ -85,7 +85,7 @@ impl Engine {
     }
 
     /// The session to claim with, a fresh one if there is none; many callers share one. Must be called on a runtime.
-    pub(crate) fn session(self: &Arc<Self>) -> Arc<Session> {
+    pub(crate) fn session(self: &Arc<Self>, now: Moment) -> Arc<Session> {
         let session = {
             let mut sessions = self.sessions_mut();
             let usable = sessions.iter().find(|session| session.is_usable()).map(Arc::clone);
@@ -95,7 +95,7 @@ impl Engine {
                 session
             })
         };
-        self.keep_all(self.clock.now());
+        self.keep_all(now);
         session
     }
 

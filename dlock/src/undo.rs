@@ -75,17 +75,20 @@ impl Undoing {
         let (from, ttl) = (owed.from, session.ttl());
         let under_way = &mut owed.under_way;
         let release = async {
-            if clock.now() < from {
+            let mut now = clock.now();
+            if now < from {
                 clock.sleep_until(from).await;
+                now = clock.now();
             }
             let attempt = Lease::attempt(ttl).max(LEAST_ATTEMPT);
             if let Some(call) = under_way.as_mut() {
-                let limit = clock.now().plus(attempt);
+                let limit = now.plus(attempt);
                 tokio::select! {
                     biased;
                     () = call => {}
                     () = clock.sleep_until(limit) => {}
                 }
+                now = clock.now();
             }
             *under_way = None;
             #[cfg(dlock_planted)]
@@ -93,7 +96,7 @@ impl Undoing {
             let mut undo = Undo::new(attempt, ttl);
             let mut event = UndoEvent::Started;
             loop {
-                event = match undo.step(event, clock.now(), Chance(fastrand::u32(..))) {
+                event = match undo.step(event, now, Chance(fastrand::u32(..))) {
                     UndoStep::Done(undone) => return undone,
                     UndoStep::Pause { until } => {
                         clock.sleep_until(until).await;
@@ -101,6 +104,7 @@ impl Undoing {
                     }
                     UndoStep::Release { until } => release_once(&*session.backend, &id, &claim, clock, until).await,
                 };
+                now = clock.now();
             }
         };
         tokio::select! {

@@ -54,8 +54,8 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
     if engine.stopping.is_cancelled() {
         return Err(LockError::ShutDown);
     }
-    let limit = engine.clock.now().plus(within);
-    let session = engine.session();
+    let now = engine.clock.now();
+    let (limit, session) = (now.plus(within), engine.session(now));
     let mut last = None;
     loop {
         let (stage, look) = session.stages.look();
@@ -118,9 +118,8 @@ impl<'a> Acquisition<'a> {
                 None
             };
             tried = true;
-            let Some((attempt, token)) = self.hold(pass).await? else { return Ok(None) };
+            let Some((attempt, token, now)) = self.hold(pass).await? else { return Ok(None) };
             // Granted with a session that is not believed any more: it is given back, and another is tried.
-            let now = self.engine.clock.now();
             let Some(grant) = attempt.into_grant(token, now, self.limits(now)) else {
                 tokio::task::yield_now().await;
                 continue;
@@ -141,11 +140,12 @@ impl<'a> Acquisition<'a> {
         Attempt::new(plan, pass)
     }
 
-    /// One run of the machine: what holds the key, and its number; `None` when it was only tried and another has it.
-    async fn hold(&mut self, pass: Option<Pass>) -> Result<Option<(Attempt, FencingToken)>, LockError> {
+    /// One run of the machine: what holds the key, its number, and when it was told; `None` when it was only tried and another has it.
+    async fn hold(&mut self, pass: Option<Pass>) -> Result<Option<(Attempt, FencingToken, Moment)>, LockError> {
         let mut attempt = self.attempt(pass);
-        match self.drive(&mut attempt).await? {
-            Verdict::Held { token } => Ok(Some((attempt, token))),
+        let (verdict, now) = self.drive(&mut attempt).await?;
+        match verdict {
+            Verdict::Held { token } => Ok(Some((attempt, token, now))),
             Verdict::Busy => Ok(None),
             Verdict::TimedOut => Err(self.timed_out()),
             Verdict::Stopped => Err(LockError::ShutDown),
@@ -191,22 +191,28 @@ impl<'a> Acquisition<'a> {
         Ok(Some(pass))
     }
 
-    /// Lets the machine decide until it has. An error drops the attempt, which undoes it.
-    async fn drive(&mut self, attempt: &mut Attempt) -> Result<Verdict, LockError> {
+    /// Lets the machine decide until it has, and says when. An error drops the attempt, which undoes it.
+    async fn drive(&mut self, attempt: &mut Attempt) -> Result<(Verdict, Moment), LockError> {
         let mut event = AcquireEvent::Started;
         loop {
             let now = self.engine.clock.now();
             event = match attempt.machine.step(event, now, Chance(fastrand::u32(..))) {
-                AcquireStep::Done(verdict) => return Ok(verdict),
-                AcquireStep::Do { action, until } => self.perform(attempt, action, until).await?,
+                AcquireStep::Done(verdict) => return Ok((verdict, now)),
+                AcquireStep::Do { action, until } => self.perform(attempt, action, now, until).await?,
             };
         }
     }
 
     /// One action, one call.
-    async fn perform(&mut self, attempt: &mut Attempt, action: AcquireAction, until: Moment) -> Result<AcquireEvent, LockError> {
+    async fn perform(
+        &mut self,
+        attempt: &mut Attempt,
+        action: AcquireAction,
+        now: Moment,
+        until: Moment,
+    ) -> Result<AcquireEvent, LockError> {
         let seat = match (action, &attempt.seat) {
-            (AcquireAction::AwaitSession, _) | (_, None) => return self.take_seat(attempt, until).await,
+            (AcquireAction::AwaitSession, _) | (_, None) => return self.take_seat(attempt, now, until).await,
             (_, Some(seat)) => seat,
         };
         let (backend, session) = (Arc::clone(&self.engine.backend), seat.id.clone());
@@ -238,13 +244,13 @@ impl<'a> Acquisition<'a> {
     }
 
     /// Gets a session that is believed, and a fresh claim for it.
-    async fn take_seat(&mut self, attempt: &mut Attempt, until: Moment) -> Result<AcquireEvent, LockError> {
+    async fn take_seat(&mut self, attempt: &mut Attempt, now: Moment, until: Moment) -> Result<AcquireEvent, LockError> {
         attempt.leave_seat();
         // Its turn or the end of its session may be news to it before the shutdown is; another session would stay behind.
         if self.engine.stopping.is_cancelled() {
             return Err(LockError::ShutDown);
         }
-        let session = self.engine.session();
+        let session = self.engine.session(now);
         let enrolled = session.enrol();
         let mut failed = 0;
         loop {

@@ -111,10 +111,10 @@ impl Several<'_> {
             if got.is_err() && Bug::PartialMultiLock.is_on() {
                 holding.drain(..).for_each(std::mem::forget);
             }
-            holding.extend(got?);
-            let seat = holding.last().and_then(|(attempt, _)| attempt.seat.as_ref());
-            sessions.extend(seat.map(|seat| Arc::clone(&seat.session)));
-            since = since.or_else(|| Some(self.engine.clock.now()));
+            let Some((attempt, token, now)) = got? else { continue };
+            sessions.extend(attempt.seat.as_ref().map(|seat| Arc::clone(&seat.session)));
+            holding.push((attempt, token));
+            since = since.or(Some(now));
         }
         Ok(Some((holding, since.unwrap_or(Moment::ORIGIN))))
     }
@@ -258,10 +258,11 @@ impl Acquisition<'_> {
     async fn seat(&mut self, attempt: &mut Attempt) -> Result<Option<Moment>, LockError> {
         let mut event = AcquireEvent::Started;
         loop {
-            event = match attempt.machine.step(event, self.engine.clock.now(), Chance(fastrand::u32(..))) {
+            let now = self.engine.clock.now();
+            event = match attempt.machine.step(event, now, Chance(fastrand::u32(..))) {
                 AcquireStep::Done(_) => return Ok(None),
                 AcquireStep::Do { action: AcquireAction::Claim, until } => return Ok(Some(until)),
-                AcquireStep::Do { action, until } => self.perform(attempt, action, until).await?,
+                AcquireStep::Do { action, until } => self.perform(attempt, action, now, until).await?,
             };
         }
     }
