@@ -74,7 +74,9 @@ impl Machine {
         let command = command.trim_end_matches([' ', '-']);
         _ = writeln!(text, "- {}: `{command}`, {:.0?} in all", self.date, self.took);
         _ = writeln!(text, "- {}, {} cores, Linux {}, {}", self.processor, self.cores, self.kernel, self.rustc);
-        _ = writeln!(text, "- {}, servers, client and load on the same machine", self.versions.join(", "));
+        if !self.versions.is_empty() {
+            _ = writeln!(text, "- {}, servers, client and load on the same machine", self.versions.join(", "));
+        }
         if let Some(others) = self.others {
             let busy = if others > BUSY { "**the machine was busy with something else**" } else { "the machine was ours" };
             _ = writeln!(text, "- others had {:.0} % of the processors while this ran; {busy}", others * 100.0);

@@ -135,24 +135,29 @@ async fn run(arguments: &Arguments) -> ExitCode {
 async fn measure(arguments: &Arguments) -> Outcome<()> {
     report::prepare(&arguments.out)?;
     let plan = if arguments.quick { Plan::quick() } else { Plan::whole() };
-    let wanted = |scenario: &Scenario| arguments.only.is_empty() || arguments.only.contains(scenario);
-    progress::expect(Scenario::value_variants().iter().filter(|scenario| wanted(scenario)).map(|one| one.expected(&plan)).sum());
+    let wanted = |scenario: &&Scenario| arguments.only.is_empty() || arguments.only.contains(scenario);
+    let scenarios: Vec<Scenario> = Scenario::value_variants().iter().filter(wanted).copied().collect();
+    progress::expect(scenarios.iter().map(|scenario| scenario.expected(&plan)).sum());
     let began = std::time::Instant::now();
     let mut machine = Machine::look(&arguments.told())?;
-    progress::say("starting the servers");
-    let stores = Stores::start().await?;
-    machine.versions = stores.versions().await?.into();
+    let mut stores = None;
+    if scenarios.iter().any(|scenario| scenario.asks_servers()) {
+        progress::say("starting the servers");
+        let started = stores.insert(Stores::start().await?);
+        machine.versions = started.versions().await?.into();
+    }
     let mut findings = Findings::default();
-    for scenario in Scenario::value_variants().iter().filter(|scenario| wanted(scenario)) {
+    for scenario in scenarios {
         progress::begin(scenario.expected(&plan));
-        match scenario {
-            Scenario::Uncontended => findings.uncontended = uncontended::measure(&stores, &plan).await?,
-            Scenario::Handover => findings.handover = handover::measure(&stores, &plan).await?,
-            Scenario::Idle => findings.idle = idle::measure(&stores, &plan).await?,
-            Scenario::Throughput => findings.throughput = throughput::measure(&stores, &plan).await?,
-            Scenario::Overhead => findings.overhead = overhead::measure(&plan).await?,
+        match (scenario, &stores) {
+            (Scenario::Uncontended, Some(stores)) => findings.uncontended = uncontended::measure(stores, &plan).await?,
+            (Scenario::Handover, Some(stores)) => findings.handover = handover::measure(stores, &plan).await?,
+            (Scenario::Idle, Some(stores)) => findings.idle = idle::measure(stores, &plan).await?,
+            (Scenario::Throughput, Some(stores)) => findings.throughput = throughput::measure(stores, &plan).await?,
+            (Scenario::Overhead, _) => findings.overhead = overhead::measure(&plan).await?,
             // Last, for a clock that was once stopped is read more slowly ever after.
-            Scenario::Scale => (findings.fleets, findings.crowds) = scale::measure(&plan).await?,
+            (Scenario::Scale, _) => (findings.fleets, findings.crowds) = scale::measure(&plan).await?,
+            (asking, None) => unreachable!("the servers were not started for {asking:?}"),
         }
     }
     machine.took = began.elapsed();

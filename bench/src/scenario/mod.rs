@@ -29,6 +29,11 @@ pub enum Scenario {
 }
 
 impl Scenario {
+    /// Whether it is measured on servers.
+    pub fn asks_servers(self) -> bool {
+        !matches!(self, Self::Overhead | Self::Scale)
+    }
+
     /// How long it takes, about, on a machine that is idle otherwise.
     pub fn expected(self, plan: &Plan) -> Duration {
         match self {
