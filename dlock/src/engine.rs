@@ -86,22 +86,24 @@ impl Engine {
 
     /// The session to claim with, a fresh one if there is none; many callers share one. Must be called on a runtime.
     pub(crate) fn session(self: &Arc<Self>, now: Moment) -> Arc<Session> {
-        let session = {
-            let mut sessions = self.sessions_mut();
-            let usable = sessions.iter().find(|session| session.is_usable()).map(Arc::clone);
-            usable.unwrap_or_else(|| {
-                let session = Arc::new(Session::new(self));
-                sessions.push(Arc::clone(&session));
-                session
-            })
-        };
-        self.keep_all(now);
+        let mut sessions = self.sessions_mut();
+        let usable = sessions.iter().find(|session| session.is_usable()).map(Arc::clone);
+        let session = usable.unwrap_or_else(|| {
+            let session = Arc::new(Session::new(self));
+            sessions.push(Arc::clone(&session));
+            session
+        });
+        self.keep(&sessions, now);
         session
     }
 
     /// Starts a keeper for every session that has none: new ones, and those whose runtime has ended or is not driven.
     pub(crate) fn keep_all(self: &Arc<Self>, now: Moment) {
-        for session in self.sessions_mut().iter() {
+        self.keep(&self.sessions_mut(), now);
+    }
+
+    fn keep(self: &Arc<Self>, sessions: &[Arc<Session>], now: Moment) {
+        for session in sessions {
             if let Some(number) = session.take_over(now) {
                 // Owned by the session: ends when its lease is done, or another has taken over.
                 self.options.spawn.run(Keeper::keep(Arc::clone(self), Arc::clone(session), number));

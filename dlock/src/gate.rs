@@ -58,11 +58,12 @@ impl Gates {
 
     /// Passes if nobody is before us.
     pub(crate) fn try_pass(self: &Arc<Self>, key: &Key) -> Option<Pass> {
-        let Ok(turn) = self.gate(key).try_lock_owned() else {
+        let Ok(mut turn) = self.gate(key).try_lock_owned() else {
             // The pass may have been dropped meanwhile, and could not tidy up.
             self.tidy(key);
             return None;
         };
+        turn.0 = 0;
         Some(Pass { gates: Arc::clone(self), key: key.clone(), turn: Some(turn), yields: false })
     }
 

@@ -39,8 +39,6 @@ pub(crate) async fn acquire(
         return Err(LockError::ShutDown);
     }
     let started = engine.clock.now();
-    // What an ended runtime left undone may be what keeps the gate closed.
-    engine.keep_all(started);
     let mut acquisition = Acquisition::new(engine, key, place, options, started);
     let outcome = acquisition.contend().await;
     if let Err(error) = &outcome {
@@ -167,8 +165,13 @@ impl<'a> Acquisition<'a> {
     /// Waits at the gate of the key; a try does not, the first time.
     async fn pass(&mut self, again: bool) -> Result<Option<Pass>, LockError> {
         let (gates, key) = (&self.engine.gates, self.key);
+        if let Some(pass) = gates.try_pass(key) {
+            return Ok(Some(pass));
+        }
+        // What an ended runtime left undone may be what keeps the gate closed.
+        self.engine.keep_all(self.engine.clock.now());
         if self.place == Place::Try && !again {
-            return Ok(gates.try_pass(key));
+            return Ok(None);
         }
         let pass = tokio::select! {
             biased;
