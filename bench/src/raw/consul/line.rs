@@ -1,7 +1,8 @@
-//! A line of tickets, a key for each contender, who holds once nobody is ahead: one transaction to enter and see who is, one to leave.
+//! A line of tickets before a key, a ticket for each contender, who locks the key once nobody is ahead: one transaction to enter and see who is, one to
+//! lock, one to unlock and leave.
 //!
-//! Whoever waits asks for the end of the ticket before its own alone. After that it looks once how it stands: a ticket ends with its session,
-//! too, so one further ahead may still be there, and its own may not.
+//! Whoever waits asks for the end of the ticket before its own alone. If that was the only one, it locks the key then; otherwise it looks first how it
+//! stands: a ticket ends with its session, too, so one further ahead may still be there, and its own may not.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +16,9 @@ pub struct Line {
     agent: Agent,
     tickets: AtomicU64,
 }
+
+/// What stands between a key and the names of its tickets.
+const LINE: &str = "/.line/";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -34,9 +38,9 @@ impl Line {
         Ok(Self { agent: Agent::connect(address, By::Reqwest).await?, tickets: AtomicU64::new(0) })
     }
 
-    /// Takes a place in the line of a key, and waits until it is the first; the ticket.
+    /// Takes a place in the line of a key, and locks it when it is the first; the ticket.
     pub async fn lock(&self, key: &str) -> Outcome<String> {
-        let line = format!("{key}/.line/");
+        let line = format!("{key}{LINE}");
         let ticket = format!("{line}{}.{}", self.agent.session, self.tickets.fetch_add(1, Ordering::Relaxed));
         let enter = self.agent.operation("lock", &ticket, &self.agent.value);
         let see = format!(r#"{{"KV":{{"Verb":"get-tree","Key":"{line}"}}}}"#);
@@ -48,6 +52,9 @@ impl Line {
         ahead.sort_unstable_by_key(|other| other.create_index);
         while let Some(nearest) = ahead.pop() {
             self.gone(&nearest.key, entered).await?;
+            if ahead.is_empty() {
+                break;
+            }
             let answer = self.agent.get(&format!("{line}?keys")).await?;
             let there: Vec<String> = serde_json::from_slice(&answer.body)?;
             if !there.contains(&ticket) {
@@ -55,13 +62,17 @@ impl Line {
             }
             ahead.retain(|other| there.contains(&other.key));
         }
+        let lock = format!("[{}]", self.agent.operation("lock", key, &self.agent.value));
+        self.agent.txn(lock).await?.ok_or("a raw client of Consul was first in line, and the key is taken")?;
         Ok(ticket)
     }
 
-    /// Leaves the line, which gives the key back.
+    /// Gives the key back and leaves the line.
     pub async fn unlock(&self, ticket: &str) -> Outcome<()> {
-        let leave = format!(r#"[{{"KV":{{"Verb":"delete","Key":"{ticket}"}}}}]"#);
-        self.agent.txn(leave).await?.map(drop).ok_or_else(|| "a raw client of Consul could not leave the line".into())
+        let (key, _) = ticket.rsplit_once(LINE).ok_or("this is no ticket")?;
+        let unlock = self.agent.operation("unlock", key, "");
+        let leave = format!(r#"[{unlock},{{"KV":{{"Verb":"delete","Key":"{ticket}"}}}}]"#);
+        self.agent.txn(leave).await?.map(drop).ok_or_else(|| "a raw client of Consul lost its lock".into())
     }
 
     /// Returns when a ticket is gone that was there at this index.
