@@ -1,139 +1,27 @@
 //! Fair mode on a real Consul: what a handover costs, who is next, and who else may lock the key.
 #![allow(missing_docs)]
 
-use std::num::NonZeroU32;
+mod fair_support;
+
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dlock_consul::{Behavior, ConfigError, Consul, ConsulOptions};
-use dlock_core::{
-    Claim, ClaimId, Cursor, ErrorKind, Granted, Hint, Key, LockBackend, Mode, Place, Release, SessionId, SessionRequest, Standing,
-    TtlRange,
-};
+use dlock_consul::{Behavior, ConfigError, Consul};
+use dlock_core::{Claim, ErrorKind, Granted, Hint, Key, LockBackend, Mode, Place, Standing};
 use dlock_testkit::proxy::{FaultProxy, Matching};
 use dlock_testkit::servers::{ConsulAgent, http};
+use fair_support::{LONG, claim, options, permit, process, process_with, raw, shared, within};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Go's flags for a lock.
 const GO_FLAGS: &str = "3304740253564472344";
-const LONG: Duration = Duration::from_secs(600);
-
-/// One process: a client with a session.
-#[derive(Clone, Debug)]
-struct Process {
-    consul: Consul,
-    session: SessionId,
-}
-
-fn options(address: &str) -> ConsulOptions {
-    let ttl = TtlRange { min: Duration::from_millis(200), max: Duration::from_secs(86_400) };
-    ConsulOptions::new().address(address).unwrap().ttl_range(ttl)
-}
-
-async fn process_with(options: ConsulOptions, ttl: Duration) -> Process {
-    let consul = Consul::new(options).unwrap();
-    let request = SessionRequest { id: SessionId::new("ignored"), ttl, owner: "host/1/test".into() };
-    let session = consul.open(&request).await.unwrap().id;
-    Process { consul, session }
-}
-
-async fn process(address: &impl ToString) -> Process {
-    process_with(options(&address.to_string()).fair(true), LONG).await
-}
-
-fn claim(key: &str, id: u128) -> Claim {
-    Claim {
-        id: ClaimId::from_bits(id),
-        key: Key::new(key).unwrap(),
-        mode: Mode::Exclusive,
-        owner: "host/1/test".into(),
-        acquired_at: "2026-01-01T00:00:00Z".into(),
-        metadata: None,
-    }
-}
-
-fn shared(key: &str, id: u128) -> Claim {
-    Claim { mode: Mode::Shared, ..claim(key, id) }
-}
-
-fn permit(key: &str, id: u128, all: u32) -> Claim {
-    Claim { mode: Mode::Permits(NonZeroU32::new(all).unwrap()), ..claim(key, id) }
-}
-
-impl Process {
-    async fn claim(&self, claim: &Claim, place: Place) -> Standing {
-        self.consul.claim(&self.session, claim, place).await.unwrap()
-    }
-
-    async fn held(&self, claim: &Claim) -> u64 {
-        match self.claim(claim, Place::Try).await {
-            Standing::Held { token } => token.get(),
-            other => panic!("not held: {other:?}"),
-        }
-    }
-
-    async fn waiting(&self, claim: &Claim) -> Cursor {
-        match self.claim(claim, Place::Queue).await {
-            Standing::Waiting { cursor, .. } => cursor,
-            other => panic!("not waiting: {other:?}"),
-        }
-    }
-
-    /// Waits as core does until the claim, which keeps a place, holds its key; its token.
-    async fn granted(&self, claim: &Claim, since: Cursor) -> u64 {
-        let mut since = since;
-        loop {
-            let woken = self.consul.wait(&self.session, claim, since).await.unwrap();
-            since = woken.cursor;
-            if woken.hint != Hint::MaybeFree {
-                assert!(matches!(woken.hint, Hint::StillHeld { .. }), "{woken:?}");
-                continue;
-            }
-            match self.consul.confirm(&self.session, claim, since).await.unwrap() {
-                Standing::Held { token } => return token.get(),
-                Standing::Waiting { cursor, .. } => since = cursor,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// From the end of the line to the key.
-    async fn acquired(&self, claim: &Claim) -> u64 {
-        match self.claim(claim, Place::Queue).await {
-            Standing::Held { token } => token.get(),
-            Standing::Waiting { cursor, .. } => self.granted(claim, cursor).await,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn released(&self, claim: &Claim) {
-        assert_eq!(self.consul.release(&self.session, claim).await.unwrap(), Release::Released);
-    }
-
-    async fn holders(&self, key: &str) -> usize {
-        self.consul.inspect(&Key::new(key).unwrap()).await.unwrap().holders.len()
-    }
-}
-
-async fn raw(agent: &ConsulAgent, method: &str, path: &str, body: &str) -> String {
-    http(agent.address(), method, path, &[], body).await.unwrap().body
-}
-
 /// A session as Go's client opens one.
 async fn go_session(agent: &ConsulAgent) -> String {
     let opened = raw(agent, "PUT", "/v1/session/create", r#"{"Name":"Consul API Lock","TTL":"600s"}"#).await;
     opened.split('"').nth(3).unwrap().to_owned()
-}
-
-async fn within(limit: Duration, what: &str, holds: impl AsyncFn() -> bool) {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// How many requests it takes to hand the key on through a line of so many waiting processes: all that are made, but for coming into line.
