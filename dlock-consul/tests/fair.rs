@@ -24,8 +24,9 @@ async fn go_session(agent: &ConsulAgent) -> String {
     opened.split('"').nth(3).unwrap().to_owned()
 }
 
-/// How many requests it takes to hand the key on through a line of so many waiting processes: all that are made, but for coming into line.
-async fn requests_of_handovers(waiting: usize) -> usize {
+/// What handing the key on costs through a line of so many waiting processes: all requests that are made, but for coming into line, and the most of them
+/// that are made for one handover from the release on, but for waiting.
+async fn requests_of_handovers(waiting: usize) -> (usize, usize) {
     let agent = ConsulAgent::start().await.unwrap();
     let proxy = FaultProxy::start(agent.address()).await.unwrap();
     let holder = process(&proxy.address()).await;
@@ -33,10 +34,11 @@ async fn requests_of_handovers(waiting: usize) -> usize {
     holder.held(&first).await;
     proxy.reset();
     let (tell, mut told) = mpsc::unbounded_channel();
-    let mut tasks = tokio::task::JoinSet::new();
+    let (mut tasks, mut tickets) = (tokio::task::JoinSet::new(), Vec::new());
     for n in 0..waiting {
         let (process, claim) = (process(&proxy.address()).await, claim("k", n as u128 + 2));
         let (tell, since) = (tell.clone(), process.waiting(&claim).await);
+        tickets.push(process.ticket(&claim));
         tasks.spawn(async move {
             process.granted(&claim, since).await;
             let (go_on, gone_on) = oneshot::channel();
@@ -49,24 +51,32 @@ async fn requests_of_handovers(waiting: usize) -> usize {
         // Everybody waits for a predecessor, and for the end of his own ticket.
         within(Duration::from_secs(10), "it waits", async || proxy.open_requests() == 2 * (n + 1)).await;
     }
+    let asked = || proxy.count(&Matching::any().method("PUT"));
+    let mut before = asked();
+    let mut most = 0;
     holder.released(&first).await;
     for expected in 0..waiting {
         let (n, go_on) = timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap();
         assert_eq!(n, expected, "first come, first served");
+        most = most.max(asked() - before);
         if expected + 1 < waiting {
+            // Its own wait for the ticket, that of the next, and that of the next once it heard that it is.
+            let of_ticket = Matching::any().path(&format!("/v1/kv/{}", tickets[n]));
+            within(Duration::from_secs(10), "the next waits anew", async || proxy.count(&of_ticket) == 3).await;
+            before = asked();
             go_on.send(()).unwrap();
         }
     }
     let requests = proxy.requests();
     tasks.join_all().await;
     let comes = |path: &str, body: &str| path.starts_with("/v1/session/create") || body.contains("/.dlock-undone/");
-    requests.iter().filter(|seen| !comes(&seen.path, &seen.body)).count()
+    (requests.iter().filter(|seen| !comes(&seen.path, &seen.body)).count(), most)
 }
 
 #[tokio::test]
-async fn a_handover_costs_four_requests_to_the_first_that_waits_and_five_to_those_behind_it() {
-    assert_eq!(requests_of_handovers(1).await, 4);
-    assert_eq!(requests_of_handovers(100).await, 4 + 5 * 99);
+async fn a_handover_costs_the_release_and_a_lock_however_many_wait_and_two_or_three_waits() {
+    assert_eq!(requests_of_handovers(1).await, (4, 2));
+    assert_eq!(requests_of_handovers(100).await, (4 + 5 * 99, 2));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use dlock_core::{BackendError, Claim, Cursor, ErrorKind, FencingToken, Mode, Place, Room, SessionId, Standing};
 
 use super::notes::Awaits;
-use super::tickets::{HOLDS, Seen, Ticket, WAITS, line, ticket, tombstone};
+use super::tickets::{FIRST, HOLDS, Seen, Ticket, WAITS, line, ticket, tombstone};
 use super::{Copy, Fair};
 use crate::backend::LONGEST_DELAY;
 use crate::classify::{Asked, Needs, denied, excerpt};
@@ -224,14 +224,18 @@ impl Fair {
         let Ours { session, claim, ticket, .. } = ours;
         let asked = Self::asked("claiming the key", true, ours);
         let (key, value) = (claim.key.as_str(), encode_value(&claim.published()));
-        let lock = match claim.mode {
+        let (placed, lock) = match claim.mode {
             Mode::Exclusive => {
-                self.notes().locking(claim.id);
-                Op::lock(key, session, &value, LOCK_FLAGS)
+                let mut notes = self.notes();
+                notes.locking(claim.id);
+                // Tells the next in line, while this one holds, that nobody else is ahead of it: it need not look later.
+                let waited = notes.claim(claim.id).is_some_and(|note| note.waited);
+                let placed = if waited { Op::cas(ticket, index, &value, FIRST) } else { Op::check_index(ticket, index) };
+                (placed, Op::lock(key, session, &value, LOCK_FLAGS))
             }
-            _ => Op::lock(ticket, session, &value, HOLDS),
+            _ => (Op::check_index(ticket, index), Op::lock(ticket, session, &value, HOLDS)),
         };
-        let errors = match self.shared.txn(asked, &[Op::check_index(ticket, index), guard_op(key, guard), lock]).await? {
+        let errors = match self.shared.txn(asked, &[placed, guard_op(key, guard), lock]).await? {
             Ok(entries) => {
                 let index = entries.last().map_or(0, |entry| entry.modify_index);
                 let token = FencingToken::new(index).ok_or_else(without_index)?;

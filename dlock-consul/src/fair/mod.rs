@@ -110,7 +110,7 @@ impl Fair {
                 Awaits::Nothing => None,
                 // Nobody comes ahead of the first in line: once the key is seen free it is asked for at once.
                 Awaits::Key => self.shared.notes().key(&claim.key),
-                // Only one was ahead, and left: it is first, and the key is its own once it is free. A release gives the key back in the very transaction
+                // The last one ahead left: it is first, and the key is its own once it is free. A release gives the key back in the very transaction
                 // that deletes the ticket, so that this is mostly its index; where it is not, nothing happens.
                 Awaits::Tickets(_) => note.left_at.map(Known::At),
             };

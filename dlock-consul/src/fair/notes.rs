@@ -33,7 +33,9 @@ pub(crate) struct ClaimNote {
     pub(crate) own: Option<Awaited>,
     pub(crate) index: u64,
     pub(crate) awaits: Awaits,
-    /// Only one was ahead of it when it last looked. Nobody comes ahead later, so that it is first once that one leaves.
+    /// Others were ahead of it.
+    pub(crate) waited: bool,
+    /// Only one is ahead of it. Nobody comes ahead later, so that it is first once that one leaves.
     next: bool,
     /// When that one had left, the index of everything was this.
     pub(crate) left_at: Option<u64>,
@@ -96,6 +98,7 @@ impl Notes {
             own: None,
             index: 0,
             awaits: Awaits::Nothing,
+            waited: false,
             next: false,
             left_at: None,
         };
@@ -126,6 +129,14 @@ impl Notes {
         if let Some(note) = self.claims.get_mut(&claim) {
             (note.own, note.index, note.awaits) = (Some(own), index, awaits);
             (note.next, note.left_at) = (ahead == 1, None);
+            note.waited |= ahead > 0;
+        }
+    }
+
+    /// The one that the claim waits for came to the key: all who were ahead of that one have left.
+    pub(crate) fn first_before(&mut self, claim: ClaimId, before: &Awaited) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            note.next |= matches!(&note.awaits, Awaits::Tickets(awaited) if awaited.as_slice() == [before.clone()]);
         }
     }
 
@@ -223,6 +234,24 @@ mod tests {
             notes.claim(CLAIM).and_then(|note| note.left_at)
         };
         assert_eq!([left_at(1), left_at(2)], [Some(9), None], "of the other ahead, the one that left says nothing");
+    }
+
+    #[test]
+    fn whoever_waits_for_the_first_alone_is_next() {
+        let (mut notes, session) = (Notes::default(), SessionId::new("one"));
+        notes.sent(&session, CLAIM);
+        let ticket = |of: &str, created| Awaited { ticket: format!("k/.dlock/{of}/"), created };
+        let before = ticket("before", 7);
+        let mut left_at = |first: &Awaited, awaited: &[Awaited]| {
+            notes.waits(CLAIM, ticket("own", 8), 8, Awaits::Tickets(awaited.to_vec()), 5);
+            notes.first_before(CLAIM, first);
+            notes.left_before(CLAIM, 9);
+            notes.claim(CLAIM).and_then(|note| note.left_at)
+        };
+        assert_eq!(left_at(&before, std::slice::from_ref(&before)), Some(9));
+        assert_eq!(left_at(&ticket("before", 6), std::slice::from_ref(&before)), None, "it was made anew since, further behind");
+        assert_eq!(left_at(&before, &[before.clone(), ticket("another", 6)]), None, "there is one more to wait for");
+        assert_eq!(left_at(&before, &[ticket("another", 6)]), None);
     }
 
     #[test]

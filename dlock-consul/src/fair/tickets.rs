@@ -7,10 +7,12 @@ use dlock_core::{Claim, ClaimId, Holder, Key, Mode, SessionId};
 use super::notes::Awaited;
 use crate::wire::{Entry, LOCK_FLAGS};
 
-/// The flags of a ticket that waits, and of an exclusive one that holds: its lock stands on the key itself.
+/// The flags of a ticket that waits, and of an exclusive one that holds and never waited: its lock stands on the key itself.
 pub(crate) const WAITS: u64 = LOCK_FLAGS;
 /// The flags of a ticket on which a shared lock or a permit stands.
 pub(crate) const HOLDS: u64 = LOCK_FLAGS + 1;
+/// The flags of an exclusive ticket that others stood ahead of, once its claim came to the key: none of those is left.
+pub(crate) const FIRST: u64 = LOCK_FLAGS + 2;
 
 const LINE: &str = "/.dlock";
 const UNDONE: &str = "/.dlock-undone";

@@ -5,7 +5,7 @@ use futures_util::future::select_all;
 
 use super::Fair;
 use super::notes::{Awaited, Awaits};
-use super::tickets::line;
+use super::tickets::{FIRST, line};
 use crate::api::Shown;
 use crate::notes::Known;
 use crate::wire::Entry;
@@ -64,8 +64,9 @@ impl Fair {
         if dlock_core::planted::Bug::PredecessorUnheard.is_on() {
             return std::future::pending().await;
         }
-        let (woken, left_at) = self.left(before, cursor, Hint::MaybeFree).await?;
-        if let Some(index) = left_at.filter(|_| claim.mode == Mode::Exclusive) {
+        let behind = (claim.mode == Mode::Exclusive).then_some(claim);
+        let (woken, left_at) = self.left(before, behind, cursor, Hint::MaybeFree).await?;
+        if let (Some(claim), Some(index)) = (behind, left_at) {
             self.notes().left_before(claim.id, index);
         }
         Ok(woken)
@@ -73,11 +74,18 @@ impl Fair {
 
     /// Returns when the ticket is not its session's any more.
     async fn ticket_gone(&self, awaited: &Awaited, cursor: Cursor, hint: Hint) -> Result<Woken, BackendError> {
-        self.left(awaited, cursor, hint).await.map(|(woken, _)| woken)
+        self.left(awaited, None, cursor, hint).await.map(|(woken, _)| woken)
     }
 
-    /// The same, and the index at which it was found to be gone: that of whatever was written last, so mostly that of its deletion.
-    async fn left(&self, awaited: &Awaited, cursor: Cursor, hint: Hint) -> Result<(Woken, Option<u64>), BackendError> {
+    /// The same, and the index at which it was found to be gone: that of whatever was written last, so mostly that of its deletion. Meanwhile
+    /// it is noted for the claim that stands right behind whether the ticket is first in line.
+    async fn left(
+        &self,
+        awaited: &Awaited,
+        behind: Option<&Claim>,
+        cursor: Cursor,
+        hint: Hint,
+    ) -> Result<(Woken, Option<u64>), BackendError> {
         let shared = &self.shared;
         let mut since = cursor.0;
         loop {
@@ -87,6 +95,9 @@ impl Fair {
             };
             if !awaited.is(&entry) {
                 return Ok((Woken { cursor, hint }, None));
+            }
+            if let Some(claim) = behind.filter(|_| entry.flags == FIRST) {
+                self.notes().first_before(claim.id, awaited);
             }
             // An index that says nothing cannot be waited on.
             if index == 0 {

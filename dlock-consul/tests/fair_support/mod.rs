@@ -101,6 +101,11 @@ impl Process {
         }
     }
 
+    /// The key that keeps the place of an exclusive claim.
+    pub fn ticket(&self, claim: &Claim) -> String {
+        format!("{}/.dlock/{}.{}/", claim.key, self.session, claim.id)
+    }
+
     pub async fn released(&self, claim: &Claim) {
         assert_eq!(self.consul.release(&self.session, claim).await.unwrap(), Release::Released);
     }
