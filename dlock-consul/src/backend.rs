@@ -13,8 +13,9 @@ use dlock_core::{
     Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
     SessionId, SessionRequest, Standing, Together, Woken,
 };
+use tokio::time::Instant;
 
-use crate::api::{Api, BATCH};
+use crate::api::{Api, BATCH, WAIT};
 use crate::classify::{Asked, Needs};
 use crate::config::{ConfigError, ConsulOptions};
 use crate::fair::{self, Fair};
@@ -267,12 +268,16 @@ impl LockBackend for Consul {
         let shared = &self.shared;
         let _permit = shared.watches.disturbances.acquire().await;
         let Some(granted) = granted else {
-            let mut index = cursor.map(|cursor| cursor.0);
+            let (mut index, mut early) = (cursor.map(|cursor| cursor.0), false);
             loop {
+                let asked = Instant::now();
                 let (shown, now) = shared.api.session_info(session, index).await?;
+                // The index counts all sessions. Those that came or went while this one was waited for end the wait that follows, once.
+                let was_early = early;
+                early = index.is_some() && asked.elapsed() < WAIT;
                 // Not shown may also mean that the token must not see it: core asks by a renewal. Without an index nothing waits: core sets
                 // the pace then.
-                if !shown || now == 0 || index.is_some_and(|index| now != index) {
+                if !shown || now == 0 || index.is_some_and(|index| now < index) || was_early && early {
                     return Ok(Cursor(now));
                 }
                 index = Some(now);

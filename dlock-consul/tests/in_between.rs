@@ -1,6 +1,7 @@
 //! What stands between dlock and Consul, and answers in its place or takes headers away.
 #![allow(missing_docs)]
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -72,4 +73,36 @@ async fn a_session_is_not_watched_in_a_hot_loop_without_an_index() {
     let disturbed = tokio::time::timeout(Duration::from_secs(1), consul.disturbed(&SessionId::new("s"), None, None)).await;
     disturbed.expect("it returns, so that its caller sets the pace").unwrap();
     assert_eq!(transport.0.load(Ordering::Relaxed), 1);
+}
+
+/// Shows the session at these indexes, one after the other, each when so much time is up; then at none.
+#[derive(Debug)]
+struct Shows(Mutex<VecDeque<(u64, Duration)>>);
+
+#[async_trait]
+impl Transport for Shows {
+    async fn send(&self, _: Request) -> Result<Answer, TransportError> {
+        let next = self.0.lock().unwrap().pop_front();
+        let Some((index, after)) = next else { return std::future::pending().await };
+        tokio::time::sleep(after).await;
+        Ok(answer(200, Some(index), r#"[{"ID":"s","TTL":"15s"}]"#))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_the_session_that_ran_out_while_others_came_and_went_is_no_disturbance() {
+    let (at_once, ran_out) = (Duration::from_millis(1), Duration::from_secs(56));
+    for (shown, disturbed) in [
+        (vec![(10, at_once), (10, ran_out), (12, at_once), (12, ran_out), (15, at_once), (16, ran_out)], false),
+        (vec![(10, at_once), (12, at_once), (13, at_once)], true),
+        (vec![(10, at_once), (9, ran_out)], true),
+        // Something that does not let anybody wait.
+        (vec![(10, at_once), (10, at_once), (10, at_once)], true),
+    ] {
+        let transport = Arc::new(Shows(Mutex::new(shown.iter().copied().collect())));
+        let consul = Consul::with_transport(&ConsulOptions::new(), Arc::clone(&transport) as Arc<dyn Transport>);
+        let told = tokio::time::timeout(Duration::from_secs(600), consul.disturbed(&SessionId::new("s"), None, None)).await;
+        assert_eq!(told.is_ok(), disturbed, "{shown:?}");
+        assert!(transport.0.lock().unwrap().is_empty(), "{shown:?}");
+    }
 }
