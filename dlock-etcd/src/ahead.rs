@@ -39,13 +39,13 @@ pub(crate) fn window(mode: Mode) -> i64 {
 impl Shared {
     /// Who is ahead of an entry, by what was shown of the line, the nearest first; looks further where that does not decide.
     ///
-    /// `last` says that the entry is the last of all, with a line as long as the range.
+    /// `last` says that nobody stands in it but those ahead.
     pub(crate) async fn ahead(&self, claim: &Claim, nearest: Found, first: Found, last: bool) -> Result<Ahead, BackendError> {
         let line = self.layout.line(&claim.key);
         let asked = self.asked("looking for the place in line", false, &claim.key);
         let in_line = |entry: &Entry| entry.is_in(&line.start);
         // Those who wait for longer names may stand in between.
-        let straight = nearest.entries.iter().all(in_line).then_some(nearest.count - 1).filter(|_| last);
+        let straight = nearest.entries.iter().all(in_line).then_some(nearest.count).filter(|_| last);
         let (mut ahead, mut page, mut seam) = (Vec::<Entry>::new(), nearest, Seam::default());
         let (awaited, more) = loop {
             let oldest = seam.join(asked, &mut page)?;

@@ -135,10 +135,11 @@ impl Api {
         self.cluster.get().copied()
     }
 
-    pub(crate) async fn txn(&self, asked: Asked<'_>, txn: Txn) -> Result<Result<Reply, Refusal>, BackendError> {
+    /// Sends a transaction, which is put together anew wherever it is sent.
+    pub(crate) async fn txn(&self, asked: Asked<'_>, txn: impl Fn() -> Txn) -> Result<Result<Reply, Refusal>, BackendError> {
         let _permit = self.room.acquire().await;
         let ask = |connected: Arc<Connected>| {
-            let txn = txn.clone();
+            let txn = txn();
             async move { connected.kv().txn(txn).await }
         };
         Ok(self.call(asked, ask).await?.map(|answer| {
@@ -251,7 +252,8 @@ impl Api {
                 },
             };
             let mut attempt = self.endpoints.watch_over(&connected);
-            let answer = timeout(self.attempt, ask(Arc::clone(&connected))).await;
+            // Apart, for it takes kilobytes: whoever waits for room, or holds a lock, is not to carry them.
+            let answer = timeout(self.attempt, Box::pin(ask(Arc::clone(&connected)))).await;
             attempt.answered();
             let endpoint = self.endpoints.name(&connected);
             if let Ok(answer) = &answer {

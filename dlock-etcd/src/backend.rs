@@ -23,7 +23,7 @@ use crate::config::{ConfigError, EtcdOptions};
 use crate::dialer::Dialer;
 use crate::endpoints::Endpoints;
 use crate::line::{Ours, Shared, cursor};
-use crate::notes::Notes;
+use crate::notes::{ClaimNote, Notes};
 use crate::probe;
 use crate::several;
 use crate::stream::Streams;
@@ -109,13 +109,14 @@ impl Etcd {
     }
 }
 
-fn fits(published: &Metadata) -> Result<(), BackendError> {
-    let bytes = json(published).len();
-    if bytes > METADATA_BYTES {
-        let message = format!("the metadata takes {bytes} bytes as JSON, this backend accepts {METADATA_BYTES}");
+/// The value of an entry, if it is not too long for one.
+fn value(published: &Metadata) -> Result<Vec<u8>, BackendError> {
+    let value = json(published);
+    if value.len() > METADATA_BYTES {
+        let message = format!("the metadata takes {} bytes as JSON, this backend accepts {METADATA_BYTES}", value.len());
         return Err(BackendError::new(ErrorKind::Invalid, message));
     }
-    Ok(())
+    Ok(value)
 }
 
 #[async_trait]
@@ -170,7 +171,8 @@ impl LockBackend for Etcd {
                 let entry = shared.entry(lease.unwrap_or(Lease(0)), &granted.claim).await?;
                 operations.push(TxnOp::get(entry, Some(GetOptions::new().with_keys_only())));
             }
-            let reply = shared.api.txn(asked, Txn::new().and_then(operations)).await?.map_err(|gone| unexpected(asked, gone))?;
+            let look = || Txn::new().and_then(operations.as_slice());
+            let reply = shared.api.txn(asked, look).await?.map_err(|gone| unexpected(asked, gone))?;
             for (granted, result) in batch.iter().zip(reply.rest()) {
                 let cause = match result.entries.first() {
                     Some(entry) if entry.token() == Some(granted.token) && Some(Lease(entry.lease)) == lease => continue,
@@ -192,21 +194,21 @@ impl LockBackend for Etcd {
 
     async fn claim(&self, session: &SessionId, claim: &Claim, place: Place) -> Result<Standing, BackendError> {
         self.shared.capabilities.check_mode(claim.mode)?;
-        fits(&claim.published())?;
+        let value = value(&claim.published())?;
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
         let shared = &self.shared;
         let entry = shared.begin(lease, claim).await?;
         let ours = Ours { lease, claim, entry: &entry };
         if shared.notes().is_withdrawn(claim.id) {
             // A withdrawal without an answer is made sure of first: it would take away what is granted now.
-            shared.withdraw(ours).await?;
+            Box::pin(shared.withdraw(ours)).await?;
             return Ok(Standing::ClaimGone);
         }
-        let standing = shared.enter(ours, place).await;
+        let standing = shared.enter(ours, &value, place).await;
         match &standing {
             // What is refused leaves nothing; of what was never sent there is nothing to take back.
             Err(error) if error.kind() == ErrorKind::Conflict && shared.notes().may_have_something(claim.id) => {
-                if let Err(left) = shared.withdraw(ours).await {
+                if let Err(left) = Box::pin(shared.withdraw(ours)).await {
                     return Err(BackendError::new(ErrorKind::Ambiguous, left.message().to_owned()).caused_by(left));
                 }
             }
@@ -219,11 +221,12 @@ impl LockBackend for Etcd {
 
     async fn wait(&self, _: &SessionId, claim: &Claim, since: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
-        let place = shared.notes().claim(claim.id).map(|note| (note.entry.to_vec(), note.awaited.clone()));
+        let awaited = shared.notes().claim(claim.id).map(|note| (note.lease, note.awaited().to_vec()));
         // Asking anew finds out what we do not know.
-        let Some((own, awaited)) = place.filter(|(_, awaited)| !awaited.is_empty()) else {
+        let Some((lease, awaited)) = awaited.filter(|(_, awaited)| !awaited.is_empty()) else {
             return Ok(Woken { cursor: since, hint: Hint::MaybeFree });
         };
+        let own = shared.notes().entry(&shared.layout, lease, claim);
         let asked = shared.asked("waiting for the key", false, &claim.key);
         let deletion = |key: &Vec<u8>| Watched { key: key.clone(), end: None, deletions: true };
         let watched = if awaited.len() < WATCHED_AHEAD {
@@ -253,7 +256,7 @@ impl LockBackend for Etcd {
     async fn confirm(&self, session: &SessionId, claim: &Claim, _: Cursor) -> Result<Standing, BackendError> {
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
         let entry = self.shared.entry(lease, claim).await?;
-        let created = self.shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
+        let created = self.shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(ClaimNote::created);
         self.shared.stand(Ours { lease, claim, entry: &entry }, created).await
     }
 
@@ -292,19 +295,18 @@ impl LockBackend for Etcd {
     async fn amend(&self, session: &SessionId, claim: &Claim, metadata: &Metadata) -> Result<bool, BackendError> {
         let mut amended = claim.clone();
         amended.metadata = Some(Arc::new(metadata.clone()));
-        let published = amended.published();
-        fits(&published)?;
+        let value = value(&amended.published())?;
         let Some(lease) = Lease::of(session) else { return Ok(false) };
         let shared = &self.shared;
         let entry = shared.entry(lease, claim).await?;
         let ours = Ours { lease, claim, entry: &entry };
-        let known = shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(|note| note.created);
+        let known = shared.notes().claim(claim.id).filter(|note| note.lease == lease).and_then(ClaimNote::created);
         // First in line once, it stays first for as long as its entry is the same.
         let Standing::Held { token } = shared.stand(ours, known).await? else { return Ok(false) };
         if known.is_some_and(|known| grant_number(known) != Some(token)) {
             return Ok(false);
         }
-        shared.rewrite(ours, token, &published).await
+        shared.rewrite(ours, token, &value).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<(Key, Holder)>, BackendError> {
@@ -349,19 +351,20 @@ impl LockBackend for Etcd {
         let Some(holder) = holding else { return Ok(false) };
         let asked = shared.asked("releasing by force", true, key);
         let same = Compare::create_revision(holder.key.as_slice(), CompareOp::Equal, holder.created);
-        let txn = Txn::new().when([same]).and_then([TxnOp::delete(holder.key.as_slice(), None)]);
+        let txn = || Txn::new().when([same.clone()]).and_then([TxnOp::delete(holder.key.as_slice(), None)]);
         Ok(shared.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?.succeeded)
     }
 
     async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
         let capabilities = &self.shared.capabilities;
+        let mut values = Vec::new();
         for claim in claims {
             capabilities.check_mode(claim.mode)?;
-            fits(&claim.published())?;
+            values.push(value(&claim.published())?);
         }
         capabilities.check_together(claims)?;
         let Some(lease) = Lease::of(session) else { return Ok(Together::SessionGone) };
-        let together = self.shared.claim_all(lease, claims).await;
+        let together = self.shared.claim_all(lease, claims, &values).await;
         if together.as_ref().is_err_and(|error| error.kind() != ErrorKind::Ambiguous) {
             for claim in claims {
                 self.shared.notes().left_nothing(claim.id);
@@ -424,7 +427,7 @@ impl Etcd {
         let mut since = since;
         loop {
             let granted = shared.granted.notified();
-            let held = shared.notes().held_by(lease);
+            let held = shared.notes().held_by(&shared.layout, lease);
             let Some((entry, created)) = held else {
                 // A session that holds nothing can end unheard.
                 granted.await;
@@ -434,7 +437,7 @@ impl Etcd {
             let mut watch = shared.streams.watch(entry.clone(), true, next(from));
             if let Ok(changes) = watch.news(&shared.api, &asked).await? {
                 // Our own release of it is no news of the session.
-                if shared.notes().is_held(lease, &entry, created) {
+                if shared.notes().is_held(&shared.layout, lease, &entry, created) {
                     return Ok(latest(since, &changes));
                 }
                 continue;
@@ -442,7 +445,8 @@ impl Etcd {
             drop(watch);
             // What happened so long ago is not kept any more: look, and watch from now on.
             let (found, revision) = Box::pin(self.look(asked, &entry)).await?;
-            if found.is_none_or(|found| found.created != created) && shared.notes().is_held(lease, &entry, created) {
+            if found.is_none_or(|found| found.created != created) && shared.notes().is_held(&shared.layout, lease, &entry, created)
+            {
                 return Ok(cursor(revision));
             }
             since = cursor(revision);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
 use dlock_core::{
-    BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Key, Metadata, Mode, Place, Release, Standing,
+    BackendError, Capabilities, Claim, ClaimId, Cursor, ErrorKind, FencingToken, Key, Mode, Place, Release, Standing,
 };
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
@@ -15,7 +15,7 @@ use crate::api::{Api, Found, Refusal, Reply, by_creation, unexpected};
 use crate::classify::{Asked, is_full};
 use crate::notes::Notes;
 use crate::stream::Streams;
-use crate::wire::{Layout, Lease, json, token};
+use crate::wire::{Layout, Lease, token};
 
 /// What all clones of a backend share.
 #[derive(Debug)]
@@ -50,57 +50,67 @@ impl Shared {
 
     /// The name of a claim's entry: as it is known here, or as the store has it if it may have been made elsewhere.
     pub(crate) async fn entry(&self, lease: Lease, claim: &Claim) -> Result<Vec<u8>, BackendError> {
-        if self.notes().may_have_forgotten(lease, claim.id) {
-            let asked = self.asked("looking for the claim", false, &claim.key);
-            let (line, own) = (self.layout.line(&claim.key), self.layout.of_session(lease, &claim.key));
-            let all = self.read_all(asked, &own.start, &own.end, SortOrder::Ascend).await?;
-            let found = all.into_iter().find(|entry| entry.claim() == Some(claim.id) && entry.is_in(&line.start));
-            if let Some(found) = found {
-                self.notes().found(lease, claim.id, found.key);
-            }
-        }
+        self.recall(lease, claim).await?;
         Ok(self.notes().entry(&self.layout, lease, claim))
     }
 
     /// The name of the entry of a claim that is about to be sent, which it keeps.
     pub(crate) async fn begin(&self, lease: Lease, claim: &Claim) -> Result<Vec<u8>, BackendError> {
-        self.entry(lease, claim).await?;
+        self.recall(lease, claim).await?;
         Ok(self.notes().begin(&self.layout, lease, claim))
     }
 
+    /// Looks for the entry of a claim that may have been made elsewhere.
+    async fn recall(&self, lease: Lease, claim: &Claim) -> Result<(), BackendError> {
+        if !self.notes().may_have_forgotten(lease, claim.id) {
+            return Ok(());
+        }
+        let asked = self.asked("looking for the claim", false, &claim.key);
+        let (line, own) = (self.layout.line(&claim.key), self.layout.of_session(lease, &claim.key));
+        let all = Box::pin(self.read_all(asked, &own.start, &own.end, SortOrder::Ascend)).await?;
+        let found = all.into_iter().find(|entry| entry.claim() == Some(claim.id) && entry.is_in(&line.start));
+        if let Some(found) = found {
+            self.notes().found(lease, claim, found.key);
+        }
+        Ok(())
+    }
+
     /// Puts the claim's entry into the line, or finds it there.
-    pub(crate) async fn enter(&self, ours: Ours<'_>, place: Place) -> Result<Standing, BackendError> {
+    pub(crate) async fn enter(&self, ours: Ours<'_>, value: &[u8], place: Place) -> Result<Standing, BackendError> {
         match place {
-            Place::Queue => self.queue(ours).await,
-            Place::Try if ours.claim.mode == Mode::Exclusive => self.attempt(ours).await,
-            Place::Try => self.attempt_beside(ours).await,
+            Place::Queue => self.queue(ours, value).await,
+            Place::Try if ours.claim.mode == Mode::Exclusive => Box::pin(self.attempt(ours, value)).await,
+            Place::Try => Box::pin(self.attempt_beside(ours, value)).await,
         }
     }
 
-    async fn queue(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
-        let Ours { claim, entry, .. } = ours;
+    async fn queue(&self, ours: Ours<'_>, value: &[u8]) -> Result<Standing, BackendError> {
+        let claim = ours.claim;
         let asked = self.asked("claiming the key", true, &claim.key);
         let line = self.layout.line(&claim.key);
-        let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode));
-        let first = by_creation(&line.end, SortOrder::Ascend, 1);
-        // The nearest few show who holds the key, unless more are ahead. To ask for the first apart would cost whoever is alone.
-        let (nearest, first) = match claim.mode {
-            Mode::Exclusive => (nearest, None),
-            _ => (nearest.with_keys_only(), Some(first)),
+        let txn = || {
+            let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode));
+            // The nearest few show who holds the key, unless more are ahead. To ask for the first apart would cost whoever is alone.
+            let looks = match claim.mode {
+                Mode::Exclusive => vec![nearest],
+                _ => vec![nearest.with_keys_only(), by_creation(&line.end, SortOrder::Ascend, 1)],
+            };
+            // The line is read before the entry stands in it: where nobody is ahead, etcd finds nothing to read and nothing to send.
+            let looks = looks.into_iter().map(|look| TxnOp::get(line.start.as_slice(), Some(look)));
+            let then: Vec<_> = looks.chain([put(ours, value)]).collect();
+            Txn::new().when(self.fresh(ours)).and_then(then)
         };
-        let mut then = vec![put(ours), TxnOp::get(line.start.as_slice(), Some(nearest))];
-        then.extend(first.map(|first| TxnOp::get(line.start.as_slice(), Some(first))));
-        let txn = Txn::new().when(self.fresh(ours)).and_then(then).or_else(self.found_already(ours));
         let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         if !reply.succeeded {
-            return self.already(ours, reply).await;
+            return Box::pin(self.already(ours)).await.map_err(placed);
         }
         let created = reply.revision;
+        let nearest = reply.next();
+        if nearest.count == 0 {
+            return self.stands(ours, created, created, Ahead::nobody());
+        }
         self.notes().entered(claim.id, created);
-        _ = reply.next();
-        let (mut nearest, first) = (reply.next(), reply.next());
-        // The line is seen with our own entry at its end.
-        nearest.entries.retain(|other| other.key != entry);
+        let first = if claim.mode == Mode::Exclusive { Found::default() } else { reply.next() };
         let mut ahead = self.ahead(claim, nearest, first, true).await.map_err(placed)?;
         if ahead.first.is_none() && !ahead.awaited.is_empty() {
             ahead.first = self.first(&claim.key).await.map_err(placed)?;
@@ -109,14 +119,16 @@ impl Shared {
     }
 
     /// Takes the key if nobody is in line, and leaves nothing otherwise: a refused attempt writes nothing.
-    async fn attempt(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
+    async fn attempt(&self, ours: Ours<'_>, value: &[u8]) -> Result<Standing, BackendError> {
         let claim = ours.claim;
         let asked = self.asked("claiming the key", true, &claim.key);
         let line = self.layout.line(&claim.key);
-        let first = by_creation(&line.end, SortOrder::Ascend, window(claim.mode));
-        let mut otherwise = self.found_already(ours);
-        otherwise.push(TxnOp::get(line.start.as_slice(), Some(first)));
-        let txn = Txn::new().when(self.nobody(ours)).and_then([put(ours)]).or_else(otherwise);
+        let txn = || {
+            let first = by_creation(&line.end, SortOrder::Ascend, window(claim.mode));
+            let mut otherwise = self.found_already(ours);
+            otherwise.push(TxnOp::get(line.start.as_slice(), Some(first)));
+            Txn::new().when(self.nobody(ours)).and_then([put(ours, value)]).or_else(otherwise)
+        };
         let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         let revision = reply.revision;
         if reply.succeeded {
@@ -131,21 +143,24 @@ impl Shared {
             return Ok(Standing::Busy { holder: Some(first.holder()), cursor: cursor(revision) });
         }
         // Only those of longer names stand under it, which no single condition can tell from a line of its own.
-        self.pass_through(ours).await
+        self.pass_through(ours, value).await
     }
 
     /// Takes the key if those in line leave room, and leaves nothing otherwise: looks, and enters if nobody came since.
-    async fn attempt_beside(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
+    async fn attempt_beside(&self, ours: Ours<'_>, value: &[u8]) -> Result<Standing, BackendError> {
         let claim = ours.claim;
         let asked = self.asked("claiming the key", true, &claim.key);
         let line = self.layout.line(&claim.key);
         for _ in 0..3 {
-            let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
-            let first = by_creation(&line.end, SortOrder::Ascend, 1);
-            let mut look = self.found_already(ours);
-            look.extend([TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))]);
+            let look = || {
+                let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
+                let first = by_creation(&line.end, SortOrder::Ascend, 1);
+                let mut look = self.found_already(ours);
+                look.extend([TxnOp::get(line.start.as_slice(), Some(nearest)), TxnOp::get(line.start.as_slice(), Some(first))]);
+                Txn::new().and_then(look)
+            };
             let looking = Asked { writes: false, ..asked };
-            let mut seen = self.api.txn(looking, Txn::new().and_then(look)).await?.map_err(|gone| unexpected(looking, gone))?;
+            let mut seen = self.api.txn(looking, look).await?.map_err(|gone| unexpected(looking, gone))?;
             let (own, tombstone, nearest, first) = (seen.next(), seen.next(), seen.next(), seen.next());
             if !own.entries.is_empty() || tombstone.count > 0 {
                 return self.known(ours, &own, &tombstone).await;
@@ -155,21 +170,23 @@ impl Shared {
                 let holder = ahead.first.map(|first| first.holder());
                 return Ok(Standing::Busy { holder, cursor: cursor(seen.revision) });
             }
-            let mut conditions = self.fresh(ours);
-            let nobody_since = Compare::create_revision(line.start.as_slice(), CompareOp::Less, seen.revision + 1);
-            conditions.push(nobody_since.with_range(line.end.as_slice()));
-            let txn = Txn::new().when(conditions).and_then([put(ours)]);
+            let txn = || {
+                let mut conditions = self.fresh(ours);
+                let nobody_since = Compare::create_revision(line.start.as_slice(), CompareOp::Less, seen.revision + 1);
+                conditions.push(nobody_since.with_range(line.end.as_slice()));
+                Txn::new().when(conditions).and_then([put(ours, value)])
+            };
             let Some(reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
             if reply.succeeded {
                 return self.stands(ours, reply.revision, reply.revision, Ahead::nobody());
             }
         }
-        self.pass_through(ours).await
+        self.pass_through(ours, value).await
     }
 
     /// Enters the line, and leaves it again if there is no room: for a try that no single condition decides.
-    async fn pass_through(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
-        let standing = self.queue(ours).await?;
+    async fn pass_through(&self, ours: Ours<'_>, value: &[u8]) -> Result<Standing, BackendError> {
+        let standing = self.queue(ours, value).await?;
         let Standing::Waiting { holder, cursor, .. } = standing else { return Ok(standing) };
         self.withdraw(ours).await.map_err(placed)?;
         Ok(Standing::Busy { holder, cursor })
@@ -184,18 +201,24 @@ impl Shared {
         // The entry changes its revision only if somebody deletes it and a copy of the claim makes it anew.
         for _ in 0..3 {
             let known = created.unwrap_or(0);
-            let before = |options: GetOptions| options.with_max_create_revision((known - 1).max(1));
-            let nearest = before(by_creation(&line.end, SortOrder::Descend, window(claim.mode))).with_keys_only();
-            let first = before(by_creation(&line.end, SortOrder::Ascend, 1));
             // Who holds an exclusive lock is asked for only where it turns out that another does.
             let shows_first = claim.mode != Mode::Exclusive;
-            let mut then = vec![TxnOp::get(line.start.as_slice(), Some(nearest))];
-            then.extend(shows_first.then(|| TxnOp::get(line.start.as_slice(), Some(first))));
-            let otherwise = [TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))];
-            let same = Compare::create_revision(entry, CompareOp::Equal, known);
-            // Zero is the revision of what is not there.
-            let txn =
-                if known > 0 { Txn::new().when([same]).and_then(then).or_else(otherwise) } else { Txn::new().and_then(otherwise) };
+            let txn = || {
+                let otherwise = [TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))];
+                // Zero is the revision of what is not there.
+                if known == 0 {
+                    return Txn::new().and_then(otherwise);
+                }
+                let before = |options: GetOptions| options.with_max_create_revision((known - 1).max(1));
+                let nearest = before(by_creation(&line.end, SortOrder::Descend, window(claim.mode))).with_keys_only();
+                let mut then = vec![TxnOp::get(line.start.as_slice(), Some(nearest))];
+                if shows_first {
+                    let first = before(by_creation(&line.end, SortOrder::Ascend, 1));
+                    then.push(TxnOp::get(line.start.as_slice(), Some(first)));
+                }
+                let same = Compare::create_revision(entry, CompareOp::Equal, known);
+                Txn::new().when([same]).and_then(then).or_else(otherwise)
+            };
             let mut reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
             if known > 0 && reply.succeeded {
                 let (nearest, shown) = (reply.next(), reply.next());
@@ -224,20 +247,23 @@ impl Shared {
         &self,
         Ours { lease, claim, entry }: Ours<'_>,
         token: FencingToken,
-        published: &Metadata,
+        value: &[u8],
     ) -> Result<bool, BackendError> {
         let asked = self.asked("changing the metadata", true, &claim.key);
         for _ in 0..3 {
-            let read = Txn::new().and_then([TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))]);
+            let read = || Txn::new().and_then([TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))]);
             let mut reply =
                 self.api.txn(Asked { writes: false, ..asked }, read).await?.map_err(|refusal| unexpected(asked, refusal))?;
             let found = reply.next();
             let Some(now) = found.entries.first().filter(|entry| entry.token() == Some(token)) else { return Ok(false) };
-            // A copy that arrives after a later one finds the entry written since.
-            let same = Compare::mod_revision(entry, CompareOp::Equal, now.written);
-            // A put without the lease would detach the entry from it.
-            let put = TxnOp::put(entry, json(published), Some(PutOptions::new().with_lease(lease.0)));
-            match self.api.txn(asked, Txn::new().when([same]).and_then([put])).await? {
+            let txn = || {
+                // A copy that arrives after a later one finds the entry written since.
+                let same = Compare::mod_revision(entry, CompareOp::Equal, now.written);
+                // A put without the lease would detach the entry from it.
+                let put = TxnOp::put(entry, value, Some(PutOptions::new().with_lease(lease.0)));
+                Txn::new().when([same]).and_then([put])
+            };
+            match self.api.txn(asked, txn).await? {
                 Ok(reply) if reply.succeeded => return Ok(true),
                 Ok(_) => {}
                 Err(Refusal::LeaseGone) => return Ok(false),
@@ -263,27 +289,30 @@ impl Shared {
         if !self.notes().spend(claim.id) && created.is_some() {
             return Ok(Release::NotHeld);
         }
-        let mut operations = vec![TxnOp::delete(entry, None)];
         #[cfg(dlock_planted)]
         let fenced = fenced && !Bug::NoTombstone.is_on();
-        if fenced {
-            let tombstone = self.layout.tombstone(lease, claim);
-            operations.push(TxnOp::put(tombstone, "", Some(PutOptions::new().with_lease(lease.0))));
-        }
         let without_tombstone = || Txn::new().and_then([TxnOp::delete(entry, None)]);
-        let answer = self.api.txn(asked, Txn::new().and_then(operations)).await;
+        let txn = || {
+            if !fenced {
+                return without_tombstone();
+            }
+            let tombstone = self.layout.tombstone(lease, claim);
+            let fence = TxnOp::put(tombstone, "", Some(PutOptions::new().with_lease(lease.0)));
+            Txn::new().and_then([TxnOp::delete(entry, None), fence])
+        };
+        let answer = self.api.txn(asked, txn).await;
         if fenced
             && let Err(full) = &answer
             && is_full(full)
         {
             // A full database takes deletions alone. What is held becomes free; the fence waits for room.
-            self.api.txn(asked, without_tombstone()).await?.map_err(|refusal| unexpected(asked, refusal))?;
+            self.api.txn(asked, without_tombstone).await?.map_err(|refusal| unexpected(asked, refusal))?;
         }
         let mut reply = match answer? {
             Ok(reply) => reply,
             // No copy of the claim can take effect without its lease. Its entry went with it, unless somebody put something over it.
             Err(Refusal::LeaseGone) => {
-                self.api.txn(asked, without_tombstone()).await?.map_err(|refusal| unexpected(asked, refusal))?
+                self.api.txn(asked, without_tombstone).await?.map_err(|refusal| unexpected(asked, refusal))?
             }
             Err(refusal) => return Err(unexpected(asked, refusal)),
         };
@@ -295,8 +324,10 @@ impl Shared {
     async fn delete(&self, asked: Asked<'_>, ours: Ours<'_>, created: Option<i64>) -> Result<Option<Release>, BackendError> {
         let Some(created) = created else { return Ok(None) };
         let entry = ours.entry;
-        let same = Compare::create_revision(entry, CompareOp::Equal, created);
-        let txn = Txn::new().when([same]).and_then([TxnOp::delete(entry, None)]);
+        let txn = || {
+            let same = Compare::create_revision(entry, CompareOp::Equal, created);
+            Txn::new().when([same]).and_then([TxnOp::delete(entry, None)])
+        };
         let reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
         if !reply.succeeded {
             return Ok(None);
@@ -325,7 +356,11 @@ impl Shared {
         ]
     }
 
-    async fn already(&self, ours: Ours<'_>, mut reply: Reply) -> Result<Standing, BackendError> {
+    /// How a claim stands that is not fresh, which is looked for apart: whoever asks once is not to carry that along.
+    async fn already(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
+        let asked = self.asked("looking for the claim", false, &ours.claim.key);
+        let look = || Txn::new().and_then(self.found_already(ours));
+        let mut reply = self.api.txn(asked, look).await?.map_err(|gone| unexpected(asked, gone))?;
         let (own, tombstone) = (reply.next(), reply.next());
         self.known(ours, &own, &tombstone).await
     }
@@ -345,7 +380,7 @@ impl Shared {
     }
 
     /// Sends what may make the claim's entry, and keeps account of whether it was answered; `None` when the session is gone.
-    async fn send(&self, asked: Asked<'_>, ours: Ours<'_>, txn: Txn) -> Result<Option<Reply>, BackendError> {
+    async fn send(&self, asked: Asked<'_>, ours: Ours<'_>, txn: impl Fn() -> Txn) -> Result<Option<Reply>, BackendError> {
         let mut copy = Copy::sent(self, ours.claim.id);
         let answer = self.api.txn(asked, txn).await;
         if answer.as_ref().is_err_and(is_full) {
@@ -403,8 +438,8 @@ fn absent(key: Vec<u8>) -> Compare {
     Compare::create_revision(key, CompareOp::Equal, 0)
 }
 
-pub(crate) fn put(Ours { lease, claim, entry }: Ours<'_>) -> TxnOp {
-    TxnOp::put(entry, json(&claim.published()), Some(PutOptions::new().with_lease(lease.0)))
+pub(crate) fn put(Ours { lease, entry, .. }: Ours<'_>, value: &[u8]) -> TxnOp {
+    TxnOp::put(entry, value, Some(PutOptions::new().with_lease(lease.0)))
 }
 
 /// An error after the claim got its entry: whatever it says of its own request, the claim has something.

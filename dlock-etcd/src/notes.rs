@@ -1,9 +1,10 @@
 //! What this process knows of its sessions and claims. Forgetting costs a request and is always safe.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::{NonZeroI64, NonZeroU32};
 use std::time::Duration;
 
-use dlock_core::{Claim, ClaimId};
+use dlock_core::{Claim, ClaimId, Key, Mode};
 
 use crate::wire::{Layout, Lease};
 
@@ -31,41 +32,48 @@ struct LeaseNote {
 #[derive(Debug, Default)]
 struct Seats {
     drawn: u32,
-    free: Vec<u32>,
+    free: Vec<NonZeroU32>,
 }
 
 impl Seats {
-    fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            self.drawn += 1;
-            self.drawn
+    /// None where there are no more numbers.
+    fn take(&mut self) -> Option<NonZeroU32> {
+        self.free.pop().or_else(|| {
+            self.drawn = self.drawn.checked_add(1)?;
+            NonZeroU32::new(self.drawn)
         })
     }
 }
 
-/// What is known of a claim of ours.
+/// What is known of a claim of ours. Small, since there is one for each held lock: the name of its entry is put together whenever it is asked for.
 #[derive(Clone, Debug)]
 #[allow(clippy::struct_excessive_bools)] // each is an independent yes or no
 pub(crate) struct ClaimNote {
     pub(crate) lease: Lease,
-    /// The name of its entry.
-    pub(crate) entry: Box<[u8]>,
-    /// The seat that the entry is named after, unless something sent about it may still arrive when the claim is done.
-    seat: Option<u32>,
-    /// How many copies of it are under way.
-    under_way: u32,
+    key: Key,
+    mode: Mode,
+    /// The seat that its entry is named after. Without one it is named after the claim, unless it was found.
+    seat: Option<NonZeroU32>,
+    /// Under which name it was found.
+    #[allow(clippy::box_collection)] // hardly one is, and those that are held are many
+    found: Option<Box<Vec<u8>>>,
+    /// Something sent about its entry may still arrive when the claim is done: no other claim may ever have its name.
+    spent: bool,
     /// A copy of it was never answered and may arrive later.
     unanswered: bool,
     /// A copy of it was refused for want of room, which may have been applied all the same.
     perhaps: bool,
-    /// The revision of its entry, once that is known.
-    pub(crate) created: Option<i64>,
-    /// The entries ahead of it one of which must go before it can hold, when it was last looked; none of a holder.
-    pub(crate) awaited: Vec<Vec<u8>>,
     /// It was granted, and nobody released it.
     held: bool,
     /// Its withdrawal was sent: what comes late of that takes the entry away, whatever became of the claim since.
     withdrawn: bool,
+    /// How many copies of it are under way.
+    under_way: u32,
+    /// The revision of its entry, once that is known. No entry has the revision zero.
+    created: Option<NonZeroI64>,
+    /// Where it waits.
+    #[allow(clippy::box_collection)] // a holder has none, and those who hold are many
+    awaited: Option<Box<Vec<Vec<u8>>>>,
 }
 
 impl Notes {
@@ -97,29 +105,23 @@ impl Notes {
 
     /// The name of the claim's entry, which it keeps until it is forgotten.
     pub(crate) fn begin(&mut self, layout: &Layout, lease: Lease, claim: &Claim) -> Vec<u8> {
-        if let Some(note) = self.claims.get(&claim.id) {
-            return note.entry.to_vec();
-        }
-        let seats = self.leases.get_mut(&lease).and_then(|note| note.seats.as_mut());
-        let seat = seats.map(Seats::take);
-        let entry = match seat {
-            Some(seat) => layout.entry(lease, claim, &seat),
-            None => layout.entry(lease, claim, &claim.id),
-        };
-        self.claims.insert(claim.id, ClaimNote::new(lease, entry.clone(), seat));
-        entry
+        let note = self.claims.entry(claim.id).or_insert_with(|| {
+            let seats = self.leases.get_mut(&lease).and_then(|note| note.seats.as_mut());
+            ClaimNote::new(lease, claim, seats.and_then(Seats::take))
+        });
+        note.entry(layout, claim.id)
     }
 
     /// The name of the claim's entry, if it has one. A name that is not known is never that of another claim.
     pub(crate) fn entry(&self, layout: &Layout, lease: Lease, claim: &Claim) -> Vec<u8> {
         let note = self.claims.get(&claim.id).filter(|note| note.lease == lease);
-        note.map_or_else(|| layout.entry(lease, claim, &claim.id), |note| note.entry.to_vec())
+        note.map_or_else(|| layout.entry(lease, &claim.key, claim.mode, &claim.id), |note| note.entry(layout, claim.id))
     }
 
     /// The claim was found under this name; nothing else is known of it.
-    pub(crate) fn found(&mut self, lease: Lease, claim: ClaimId, entry: Vec<u8>) {
-        let note = ClaimNote { unanswered: true, ..ClaimNote::new(lease, entry, None) };
-        self.claims.entry(claim).or_insert(note);
+    pub(crate) fn found(&mut self, lease: Lease, claim: &Claim, entry: Vec<u8>) {
+        let note = ClaimNote { unanswered: true, found: Some(Box::new(entry)), ..ClaimNote::new(lease, claim, None) };
+        self.claims.entry(claim.id).or_insert(note);
     }
 
     /// A copy of the claim is about to be sent.
@@ -157,30 +159,31 @@ impl Notes {
     /// The claim has an entry of this revision.
     pub(crate) fn entered(&mut self, claim: ClaimId, created: i64) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            note.created = Some(created);
+            note.created = NonZeroI64::new(created);
         }
     }
 
     /// The claim has an entry of this revision, and waits for one of these to go.
     pub(crate) fn placed(&mut self, claim: ClaimId, created: i64, awaited: Vec<Vec<u8>>) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.created, note.awaited) = (Some(created), awaited);
+            (note.created, note.awaited) = (NonZeroI64::new(created), Some(Box::new(awaited)));
         }
     }
 
     /// The claim was granted.
     pub(crate) fn granted(&mut self, claim: ClaimId, created: i64) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            (note.created, note.awaited, note.held) = (Some(created), Vec::new(), true);
+            (note.created, note.awaited, note.held) = (NonZeroI64::new(created), None, true);
         }
     }
 
     /// The claim has nothing, and nothing of it is under way.
     pub(crate) fn forget(&mut self, claim: ClaimId) {
         let note = self.claims.remove(&claim);
-        let Some(ClaimNote { lease, seat: Some(seat), under_way: 0, unanswered: false, perhaps, created, .. }) = note else {
+        let Some(note @ ClaimNote { seat: Some(seat), spent: false, under_way: 0, unanswered: false, .. }) = note else {
             return;
         };
+        let ClaimNote { lease, perhaps, created, .. } = note;
         if perhaps && created.is_none() {
             return;
         }
@@ -206,17 +209,18 @@ impl Notes {
         self.claims.get(&claim).is_none_or(|note| note.unanswered || note.under_way > 0)
     }
 
-    /// An entry that the session holds, of all that it holds, and its revision.
-    pub(crate) fn held_by(&self, lease: Lease) -> Option<(Vec<u8>, i64)> {
-        let held = self.claims.values().filter(|note| note.lease == lease && note.held);
-        let (entry, created) = held.filter_map(|note| Some((&note.entry, note.created?))).min()?;
-        Some((entry.to_vec(), created))
+    /// The entry that the session holds for the longest, and its revision.
+    pub(crate) fn held_by(&self, layout: &Layout, lease: Lease) -> Option<(Vec<u8>, i64)> {
+        let held = self.claims.iter().filter(|(_, note)| note.lease == lease && note.held && note.created.is_some());
+        let (id, oldest) = held.min_by_key(|(_, note)| note.created)?;
+        Some((oldest.entry(layout, *id), oldest.created()?))
     }
 
     /// Whether the session holds this entry since that revision, as far as we know.
-    pub(crate) fn is_held(&self, lease: Lease, entry: &[u8], created: i64) -> bool {
-        let is_it = |note: &ClaimNote| note.held && note.lease == lease && note.created == Some(created) && *note.entry == *entry;
-        self.claims.values().any(is_it)
+    pub(crate) fn is_held(&self, layout: &Layout, lease: Lease, entry: &[u8], created: i64) -> bool {
+        let held = |note: &ClaimNote| note.held && note.lease == lease && note.created() == Some(created);
+        // Those of one revision were taken together.
+        self.claims.iter().any(|(id, note)| held(note) && note.entry(layout, *id) == entry)
     }
 
     /// The release of a claim is about to be sent: what becomes of its entry from now on is our own doing. The revision of the entry that is to be
@@ -225,14 +229,14 @@ impl Notes {
         let may_arrive = self.may_arrive(claim);
         let note = self.claims.get_mut(&claim)?;
         (note.held, note.withdrawn) = (false, true);
-        note.created.filter(|_| !may_arrive)
+        note.created().filter(|_| !may_arrive)
     }
 
     /// Whatever has the name of the claim's entry is about to be deleted, perhaps late: no other claim may ever have it. Whether the claim is known,
     /// so that its name is its own.
     pub(crate) fn spend(&mut self, claim: ClaimId) -> bool {
         let note = self.claims.get_mut(&claim);
-        note.map(|note| note.seat = None).is_some()
+        note.map(|note| note.spent = true).is_some()
     }
 
     /// Whether nothing may be granted to the claim any more.
@@ -242,16 +246,46 @@ impl Notes {
 }
 
 impl ClaimNote {
-    fn new(lease: Lease, entry: Vec<u8>, seat: Option<u32>) -> Self {
-        let (entry, under_way, created, awaited) = (entry.into_boxed_slice(), 0, None, Vec::new());
-        Self { lease, entry, seat, under_way, unanswered: false, perhaps: false, created, awaited, held: false, withdrawn: false }
+    fn new(lease: Lease, claim: &Claim, seat: Option<NonZeroU32>) -> Self {
+        Self {
+            lease,
+            key: claim.key.clone(),
+            mode: claim.mode,
+            seat,
+            found: None,
+            spent: false,
+            unanswered: false,
+            perhaps: false,
+            held: false,
+            withdrawn: false,
+            under_way: 0,
+            created: None,
+            awaited: None,
+        }
+    }
+
+    /// The name of its entry.
+    fn entry(&self, layout: &Layout, id: ClaimId) -> Vec<u8> {
+        match (&self.found, &self.seat) {
+            (Some(found), _) => found.to_vec(),
+            (None, Some(seat)) => layout.entry(self.lease, &self.key, self.mode, seat),
+            (None, None) => layout.entry(self.lease, &self.key, self.mode, &id),
+        }
+    }
+
+    /// The revision of its entry, once that is known.
+    pub(crate) fn created(&self) -> Option<i64> {
+        self.created.map(NonZeroI64::get)
+    }
+
+    /// The entries ahead of it one of which must go before it can hold, when it was last looked; none of a holder.
+    pub(crate) fn awaited(&self) -> &[Vec<u8>] {
+        self.awaited.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use dlock_core::{Key, Mode};
-
     use super::*;
 
     const LEASE: Lease = Lease(7);
@@ -280,6 +314,26 @@ mod tests {
         assert_eq!(notes.releasing(id), Some(9));
         notes.forget(id);
         entry
+    }
+
+    #[test]
+    fn what_is_known_of_a_held_lock_is_small_and_in_one_piece() {
+        assert!(size_of::<ClaimNote>() <= 72, "{} bytes", size_of::<ClaimNote>());
+        let note = ClaimNote::new(LEASE, &claim(1), NonZeroU32::new(1));
+        assert!(note.found.is_none() && note.awaited.is_none());
+    }
+
+    #[test]
+    fn the_oldest_of_the_held_entries_tells_of_the_session() {
+        let mut notes = Notes::default();
+        notes.opened(LEASE, LONG);
+        for (bits, created) in [(1, 12), (2, 9), (3, 10)] {
+            begin(&mut notes, bits);
+            notes.granted(ClaimId::from_bits(bits), created);
+        }
+        assert_eq!(notes.held_by(&layout(), LEASE), Some((b"k/7.2".to_vec(), 9)));
+        notes.releasing(ClaimId::from_bits(2));
+        assert_eq!(notes.held_by(&layout(), LEASE), Some((b"k/7.3".to_vec(), 10)));
     }
 
     #[test]
@@ -331,10 +385,13 @@ mod tests {
         notes.opened(LEASE, LONG);
         let entry = begin(&mut notes, 1).into_bytes();
         notes.granted(CLAIM, 9);
-        assert!(notes.is_held(LEASE, &entry, 9) && !notes.is_held(LEASE, &entry, 8), "another of the same name is not it");
-        assert_eq!((notes.held_by(LEASE), notes.ttl(LEASE)), (Some((entry, 9)), Some(LONG)));
+        assert!(
+            notes.is_held(&layout(), LEASE, &entry, 9) && !notes.is_held(&layout(), LEASE, &entry, 8),
+            "another of the same name is not it"
+        );
+        assert_eq!((notes.held_by(&layout(), LEASE), notes.ttl(LEASE)), (Some((entry, 9)), Some(LONG)));
         notes.drop_lease(LEASE);
-        assert_eq!((notes.held_by(LEASE), notes.ttl(LEASE)), (None, None));
+        assert_eq!((notes.held_by(&layout(), LEASE), notes.ttl(LEASE)), (None, None));
         assert!(notes.claim(CLAIM).is_none());
     }
 

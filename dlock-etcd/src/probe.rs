@@ -116,8 +116,10 @@ async fn key(shared: &Shared) -> Option<Finding> {
     let namespace = shared.layout.namespace.as_str();
     let asked = Asked { what: "reading and writing the key dlock-probe", writes: true, keys: Some((namespace, "")) };
     let key = format!("{namespace}{PROBE_NAME}");
-    let never = Compare::create_revision(key.as_str(), CompareOp::Less, 0);
-    let txn = Txn::new().when([never]).and_then([TxnOp::put(key.as_str(), "", None)]).or_else([TxnOp::get(key.as_str(), None)]);
+    let txn = || {
+        let never = Compare::create_revision(key.as_str(), CompareOp::Less, 0);
+        Txn::new().when([never]).and_then([TxnOp::put(key.as_str(), "", None)]).or_else([TxnOp::get(key.as_str(), None)])
+    };
     let answer = shared.api.txn(asked, txn).await.and_then(|answer| answer.map_err(|refusal| unexpected(asked, refusal)));
     match answer {
         Ok(_) => {

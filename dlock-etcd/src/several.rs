@@ -15,7 +15,7 @@ pub(crate) const MOST: usize = 40;
 
 impl Shared {
     /// Takes the keys of all these claims if nobody is in line for any of them.
-    pub(crate) async fn claim_all(&self, lease: Lease, claims: &[Claim]) -> Result<Together, BackendError> {
+    pub(crate) async fn claim_all(&self, lease: Lease, claims: &[Claim], values: &[Vec<u8>]) -> Result<Together, BackendError> {
         let Some(first) = claims.first() else { return Ok(Together::Held { tokens: Vec::new() }) };
         let asked = self.asked("claiming several keys", true, &first.key);
         let mut entries = Vec::new();
@@ -24,14 +24,15 @@ impl Shared {
         }
         let ours: Vec<_> = claims.iter().zip(&entries).map(|(claim, entry)| Ours { lease, claim, entry }).collect();
         let (mut conditions, mut puts, mut looks) = (Vec::new(), Vec::new(), Vec::new());
-        for one in &ours {
+        for (one, value) in ours.iter().zip(values) {
             let line = self.layout.line(&one.claim.key);
             conditions.extend(self.nobody(*one));
-            puts.push(put(*one));
+            puts.push(put(*one, value));
             looks.push(TxnOp::get(line.start, Some(by_creation(&line.end, SortOrder::Ascend, window(one.claim.mode)))));
         }
         let mut copies: Vec<_> = claims.iter().map(|claim| Copy::sent(self, claim.id)).collect();
-        let answer = self.api.txn(asked, Txn::new().when(conditions).and_then(puts).or_else(looks)).await;
+        let txn = || Txn::new().when(conditions.as_slice()).and_then(puts.as_slice()).or_else(looks.as_slice());
+        let answer = self.api.txn(asked, txn).await;
         let answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
         for copy in &mut copies {
             copy.answered = answered;

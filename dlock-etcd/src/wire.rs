@@ -15,6 +15,7 @@
 //! stands there counts as exclusive. No key of dlock contains a NUL.
 
 use std::fmt;
+use std::io::Write as _;
 use std::ops::Range;
 
 use dlock_core::{Claim, ClaimId, FencingToken, Holder, Key, Metadata, Mode, Published, SessionId};
@@ -34,8 +35,11 @@ impl Lease {
 
     /// The lease of a session; `None` for an id that no session of ours can have.
     pub(crate) fn of(session: &SessionId) -> Option<Self> {
-        let lease = Self(u64::from_str_radix(session.as_str(), 16).ok()?.cast_signed());
-        (lease.session() == *session).then_some(lease)
+        let id = session.as_str();
+        // As it is shown: nothing else that reads as the number is an id of ours.
+        let is_shown_so = id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) && (id == "0" || !id.starts_with('0'));
+        let lease = Self(u64::from_str_radix(id, 16).ok()?.cast_signed());
+        is_shown_so.then_some(lease)
     }
 
     pub(crate) fn session(self) -> SessionId {
@@ -58,31 +62,41 @@ pub(crate) struct Layout {
 impl Layout {
     /// All that stands in the line of a lock, and in those of locks whose names are longer by a segment.
     pub(crate) fn line(&self, key: &Key) -> Range<Vec<u8>> {
-        let start = format!("{}{key}/", self.namespace).into_bytes();
+        let start = self.name(key, format_args!("/"));
         let end = prefix_end(&start);
         start..end
     }
 
     /// The entry of a claim, by what tells it from others of its session.
-    pub(crate) fn entry(&self, lease: Lease, claim: &Claim, seat: &dyn fmt::Display) -> Vec<u8> {
-        let mode = match claim.mode {
-            Mode::Shared => ".s".to_owned(),
-            Mode::Permits(all) => format!(".p{all}"),
-            _ => String::new(),
-        };
-        format!("{}{}/{lease}.{seat}{mode}", self.namespace, claim.key).into_bytes()
+    pub(crate) fn entry(&self, lease: Lease, key: &Key, mode: Mode, seat: &dyn fmt::Display) -> Vec<u8> {
+        match mode {
+            Mode::Shared => self.name(key, format_args!("/{lease}.{seat}.s")),
+            Mode::Permits(all) => self.name(key, format_args!("/{lease}.{seat}.p{all}")),
+            _ => self.name(key, format_args!("/{lease}.{seat}")),
+        }
+    }
+
+    /// What stands behind the name of a lock, in one piece of memory.
+    fn name(&self, key: &Key, rest: fmt::Arguments<'_>) -> Vec<u8> {
+        /// A lease, a claim's id, and what separates them.
+        const REST: usize = 64;
+        let mut name = Vec::with_capacity(self.namespace.len() + key.as_str().len() + REST);
+        name.extend_from_slice(self.namespace.as_bytes());
+        name.extend_from_slice(key.as_str().as_bytes());
+        name.write_fmt(rest).expect("memory takes whatever is written");
+        name
     }
 
     /// All entries of a session in the line of a key.
     pub(crate) fn of_session(&self, lease: Lease, key: &Key) -> Range<Vec<u8>> {
-        let start = format!("{}{key}/{lease}.", self.namespace).into_bytes();
+        let start = self.name(key, format_args!("/{lease}."));
         let end = prefix_end(&start);
         start..end
     }
 
     /// What is left behind where a copy of the claim may still be under way.
     pub(crate) fn tombstone(&self, lease: Lease, claim: &Claim) -> Vec<u8> {
-        format!("{}{}\0{lease}.{}", self.namespace, claim.key, claim.id).into_bytes()
+        self.name(&claim.key, format_args!("\0{lease}.{}", claim.id))
     }
 
     /// All keys that locks whose names start so can have.
@@ -242,15 +256,8 @@ mod tests {
     fn what_a_claim_asks_for_is_read_from_its_entry() {
         let permits = |all| Mode::Permits(std::num::NonZeroU32::new(all).unwrap());
         for mode in [Mode::Exclusive, Mode::Shared, permits(1), permits(u32::MAX)] {
-            let claim = Claim {
-                id: dlock_core::ClaimId::from_bits(7),
-                key: Key::new("a.s/b.p3").unwrap(),
-                mode,
-                owner: "".into(),
-                acquired_at: "".into(),
-                metadata: None,
-            };
-            let name = String::from_utf8(layout("t/").entry(Lease(0x7f), &claim, &9)).unwrap();
+            let key = Key::new("a.s/b.p3").unwrap();
+            let name = String::from_utf8(layout("t/").entry(Lease(0x7f), &key, mode, &9)).unwrap();
             assert_eq!(entry(&name, 0x7f).mode(), mode, "{name}");
         }
         for foreign in ["a/7f", "a/7f.1.x", "a/7f.1.p0", "a/7f.1.p", "a/7f.1.s.s", "a/7f.1.p99999999999"] {

@@ -40,6 +40,36 @@ async fn a_free_lock_and_its_release_cost_two_calls() {
 }
 
 #[tokio::test]
+async fn what_goes_to_and_fro_for_a_free_lock_is_a_few_names_and_one_value() {
+    const KEY: &str = "billing/invoices/2026/00012345";
+    /// The names of an entry and a tombstone, `KEY/LEASE.1` and `KEY`, NUL, `LEASE.CLAIM`.
+    const NAMES: u64 = 2 * KEY.len() as u64 + 20 + 50;
+    const PAIRS: u64 = 20;
+    let server = EtcdServer::start().await.unwrap();
+    let locker = ready(&server, LONG).await;
+    let held = locker.lock(KEY).await.unwrap();
+    let value = server.gateway().entries(format!("{KEY}/")).await.unwrap()[0].value.len() as u64;
+    held.release().await.unwrap();
+    let before = bytes(&server).await;
+    for _ in 0..PAIRS {
+        locker.lock(KEY).await.unwrap().release().await.unwrap();
+    }
+    let after = bytes(&server).await;
+    let (asked, answered) = ((after.0 - before.0) / PAIRS, (after.1 - before.1) / PAIRS);
+    // The claim names its entry twice, its tombstone and the bounds of the line once each; the release its entry twice.
+    assert!(asked <= 3 * NAMES + value + 128, "{asked} bytes to etcd, of which the value has {value}");
+    // Two heads, and that something was found, written and deleted: nothing of the line.
+    assert!(answered <= 160, "{answered} bytes from etcd");
+}
+
+/// The bytes of all calls that the server has taken in and sent so far.
+async fn bytes(server: &EtcdServer) -> (u64, u64) {
+    let metrics = server.metrics().await.unwrap();
+    let of = |way: &str| metrics[&format!("etcd_network_client_grpc_{way}_bytes_total")] as u64;
+    (of("received"), of("sent"))
+}
+
+#[tokio::test]
 async fn waiting_costs_a_claim_a_watch_and_a_look_however_many_wait() {
     for ahead in [0, 1, 20] {
         let server = EtcdServer::start().await.unwrap();
