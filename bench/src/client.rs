@@ -112,7 +112,7 @@ impl Client {
             (Self::Consul(raw), Hold::Key(key)) => raw.unlock(&key).await,
             (Self::Etcd(raw), Hold::Key(key)) => raw.unlock(&key).await,
             (Self::ConsulLine(raw), Hold::Place(ticket)) => raw.unlock(&ticket).await,
-            (Self::EtcdLine(raw), Hold::Place(entry)) => raw.unlock(&entry).await,
+            (Self::EtcdLine(raw), Hold::Place(entry)) => raw.unlock(entry).await,
             (Self::Service(service), Hold::Service(name)) => service.unlock(name).await,
             (_, Hold::RsConsul(lock)) => {
                 // It sends its request when it is dropped, and holds the thread until that is answered. Whether it was released is not told.

@@ -307,14 +307,18 @@ async fn done(work: Work) -> Outcome<()> {
             let client = Client::connect_to_hold(arm, &place).await?;
             let key = |n: usize| format!("{}{n}", held_under(arm, locks));
             let first = client.lock(&key(0)).await?;
+            // Where the guards are kept is the program's own.
+            let mut holds = Vec::with_capacity(locks);
             let before = heap_in_use();
-            let more = stream::iter(1..locks)
+            let mut more = stream::iter(1..locks)
                 .map(|n| {
                     let (client, key) = (&client, key(n));
                     async move { client.lock(&key).await }
                 })
                 .buffer_unordered(AT_ONCE);
-            let mut holds: Vec<_> = more.try_collect().await?;
+            while let Some(hold) = more.try_next().await? {
+                holds.push(hold);
+            }
             told_to_go_on().await?;
             let grown = heap_in_use().saturating_sub(before) as f64;
             let heap = (locks > 1).then(|| grown / (locks - 1) as f64);

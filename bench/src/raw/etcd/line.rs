@@ -3,7 +3,8 @@
 //! Whoever waits watches the entry before its own alone. After that it looks once how it stands: an entry ends with its lease, too, so one
 //! further ahead may still be there, and its own may not.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnOpResponse};
 
@@ -13,42 +14,75 @@ use crate::Outcome;
 /// Takes keys by standing in line.
 pub struct Line {
     member: Member,
-    entries: AtomicU64,
+    entries: Mutex<Entries>,
+}
+
+/// The names of entries, each in use by one task at a time. One that was left is taken again: etcd walks over the names of deleted keys.
+#[derive(Default)]
+struct Entries {
+    drawn: u64,
+    /// By the line they stand in.
+    free: HashMap<String, Vec<String>>,
 }
 
 impl Line {
     /// Opens the lease at a member.
     pub async fn connect(address: &str) -> Outcome<Self> {
-        Ok(Self { member: Member::connect(address).await?, entries: AtomicU64::new(0) })
+        Ok(Self { member: Member::connect(address).await?, entries: Mutex::default() })
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a place in the line of a key, and waits until it is the first; the entry.
     pub async fn lock(&self, key: &str) -> Outcome<String> {
         let line = format!("{key}/");
-        let entry = format!("{line}{:x}.{}", self.member.lease, self.entries.fetch_add(1, Ordering::Relaxed));
-        let answer = self.member.put(&entry, Some(TxnOp::get(line.as_str(), Some(nearest())))).await?;
+        let entry = self.entries().take(&line, self.member.lease);
+        let answer = self.member.put(&entry, Some(TxnOp::get(line.as_str(), Some(nearest(1))))).await?;
         let (mut seen, created) = (revision(answer.header())?, revision(answer.header())?);
-        let Some(TxnOpResponse::Get(mut shown)) = answer.op_responses().pop() else {
+        let Some(TxnOpResponse::Get(shown)) = answer.op_responses().into_iter().next() else {
             return Err("etcd told nothing of the line".into());
         };
-        while let Some(before) = before(&entry, &shown.take_kvs())? {
-            self.member.gone(&before, seen).await?;
-            let look = nearest().with_max_create_revision(created);
-            shown = self.member.client.kv_client().get(line.as_str(), Some(look)).await?;
+        let mut ahead = shown.kvs().first().map(|before| before.key().to_vec());
+        while let Some(gone) = ahead {
+            self.member.gone(&gone, seen).await?;
+            let look = nearest(2).with_max_create_revision(created);
+            let mut shown = self.member.client.kv_client().get(line.as_str(), Some(look)).await?;
             seen = revision(shown.header())?;
+            ahead = before(&entry, &shown.take_kvs())?;
         }
         Ok(entry)
     }
 
     /// Leaves the line, which gives the key back.
-    pub async fn unlock(&self, entry: &str) -> Outcome<()> {
-        self.member.delete(entry).await
+    pub async fn unlock(&self, entry: String) -> Outcome<()> {
+        self.member.delete(&entry).await?;
+        self.entries().leave(entry);
+        Ok(())
     }
 }
 
-/// The end of a line: one's own entry, and that before it.
-fn nearest() -> GetOptions {
-    GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(2).with_keys_only()
+impl Entries {
+    fn take(&mut self, line: &str, lease: i64) -> String {
+        self.free.get_mut(line).and_then(Vec::pop).unwrap_or_else(|| {
+            self.drawn += 1;
+            format!("{line}{lease:x}.{}", self.drawn)
+        })
+    }
+
+    fn leave(&mut self, entry: String) {
+        let line = entry.rfind('/').map_or("", |slash| &entry[..=slash]);
+        match self.free.get_mut(line) {
+            Some(free) => free.push(entry),
+            None => _ = self.free.insert(line.to_owned(), vec![entry]),
+        }
+    }
+}
+
+/// So many at the end of a line.
+fn nearest(many: i64) -> GetOptions {
+    GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(many).with_keys_only()
 }
 
 /// The name of the entry before one's own; `None` for the first.

@@ -60,11 +60,11 @@ impl Member {
         Ok(Self { client, lease, value: value(), room: Semaphore::new(AT_ONCE) })
     }
 
-    /// Writes the key if it is absent, and then does what follows.
-    async fn put(&self, key: &str, then: Option<TxnOp>) -> Outcome<TxnResponse> {
+    /// Looks, and writes the key, if it is absent.
+    async fn put(&self, key: &str, look: Option<TxnOp>) -> Outcome<TxnResponse> {
         let absent = Compare::create_revision(key, CompareOp::Equal, 0);
         let put = TxnOp::put(key, self.value.as_str(), Some(PutOptions::new().with_lease(self.lease)));
-        let operations: Vec<_> = std::iter::once(put).chain(then).collect();
+        let operations: Vec<_> = look.into_iter().chain([put]).collect();
         let _room = self.room.acquire().await?;
         Ok(self.client.kv_client().txn(Txn::new().when([absent]).and_then(operations)).await?)
     }
