@@ -63,6 +63,12 @@ impl Reply {
         self.results.next().unwrap_or_default()
     }
 
+    /// The same of one that cannot be missing: none must not be taken for an empty range.
+    pub(crate) fn shown(&mut self, asked: Asked<'_>) -> Result<Found, BackendError> {
+        let missing = || BackendError::new(ErrorKind::Ambiguous, format!("{}: etcd left out what was asked for", asked.what));
+        self.results.next().ok_or_else(missing)
+    }
+
     /// The results of all operations that are left.
     pub(crate) fn rest(self) -> impl Iterator<Item = Found> {
         self.results

@@ -1,8 +1,8 @@
 //! etcd as a store of locks.
 //!
 //! A claim is an entry of its own in the line of its key: made under the session's lease, in the order of etcd's revisions, and held once
-//! nobody is ahead of it. The revision at which it was made is the token. An entry is named after its claim, so that asking again finds it,
-//! and a release that arrives late finds nothing. A claim that may still be under way when it is released leaves a tombstone behind, under
+//! nobody is ahead of it. The revision at which it was made is the token. An entry's name is no other claim's for as long as anything of its own may
+//! arrive, so that asking again finds it; it is deleted as of that revision, so that a release which arrives late finds nothing. A claim that may still be under way when it is released leaves a tombstone behind, under
 //! the same lease, without whose absence it has no effect.
 
 use std::collections::BTreeMap;

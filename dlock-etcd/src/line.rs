@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::ahead::{Ahead, foreign, no_conflict, window};
 use crate::api::{Api, Found, Refusal, Reply, by_creation, unexpected};
 use crate::classify::{Asked, is_full};
-use crate::notes::Notes;
+use crate::notes::{ClaimNote, Notes};
 use crate::stream::Streams;
 use crate::wire::{Layout, Lease, token};
 
@@ -100,16 +100,16 @@ impl Shared {
             let then: Vec<_> = looks.chain([put(ours, value)]).collect();
             Txn::new().when(self.fresh(ours)).and_then(then)
         };
-        let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+        let Some((mut reply, _copy)) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         if !reply.succeeded {
             return Box::pin(self.already(ours)).await.map_err(placed);
         }
         let created = reply.revision;
-        let nearest = reply.next();
+        self.notes().entered(claim.id, created);
+        let nearest = reply.shown(asked)?;
         if nearest.count == 0 {
             return self.stands(ours, created, created, Ahead::nobody());
         }
-        self.notes().entered(claim.id, created);
         let first = if claim.mode == Mode::Exclusive { Found::default() } else { reply.next() };
         let mut ahead = self.ahead(claim, nearest, first, true).await.map_err(placed)?;
         if ahead.first.is_none() && !ahead.awaited.is_empty() {
@@ -129,7 +129,7 @@ impl Shared {
             otherwise.push(TxnOp::get(line.start.as_slice(), Some(first)));
             Txn::new().when(self.nobody(ours)).and_then([put(ours, value)]).or_else(otherwise)
         };
-        let Some(mut reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+        let Some((mut reply, copy)) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         let revision = reply.revision;
         if reply.succeeded {
             return self.stands(ours, revision, revision, Ahead::nobody());
@@ -143,6 +143,7 @@ impl Shared {
             return Ok(Standing::Busy { holder: Some(first.holder()), cursor: cursor(revision) });
         }
         // Only those of longer names stand under it, which no single condition can tell from a line of its own.
+        drop(copy);
         self.pass_through(ours, value).await
     }
 
@@ -176,7 +177,7 @@ impl Shared {
                 conditions.push(nobody_since.with_range(line.end.as_slice()));
                 Txn::new().when(conditions).and_then([put(ours, value)])
             };
-            let Some(reply) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+            let Some((reply, _copy)) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
             if reply.succeeded {
                 return self.stands(ours, reply.revision, reply.revision, Ahead::nobody());
             }
@@ -347,7 +348,7 @@ impl Shared {
         vec![absent(line.start).with_range(line.end), absent(self.layout.tombstone(lease, claim))]
     }
 
-    /// What to read where those conditions are not met.
+    /// What to read of a claim that may have been applied before.
     fn found_already(&self, Ours { lease, claim, entry }: Ours<'_>) -> Vec<TxnOp> {
         let tombstone = self.layout.tombstone(lease, claim);
         vec![
@@ -356,8 +357,13 @@ impl Shared {
         ]
     }
 
-    /// How a claim stands that is not fresh, which is looked for apart: whoever asks once is not to carry that along.
+    /// How a claim stands that is not fresh, which is looked for apart: whoever asks once is not to carry that along. A copy of it counts as under
+    /// way meanwhile, so that no other claim can have got its name.
     async fn already(&self, ours: Ours<'_>) -> Result<Standing, BackendError> {
+        let known = self.notes().claim(ours.claim.id).and_then(ClaimNote::created);
+        if known.is_some() {
+            return self.stand(ours, known).await;
+        }
         let asked = self.asked("looking for the claim", false, &ours.claim.key);
         let look = || Txn::new().and_then(self.found_already(ours));
         let mut reply = self.api.txn(asked, look).await?.map_err(|gone| unexpected(asked, gone))?;
@@ -379,17 +385,22 @@ impl Shared {
         }
     }
 
-    /// Sends what may make the claim's entry, and keeps account of whether it was answered; `None` when the session is gone.
-    async fn send(&self, asked: Asked<'_>, ours: Ours<'_>, txn: impl Fn() -> Txn) -> Result<Option<Reply>, BackendError> {
+    /// Sends what may make the claim's entry, and keeps account of whether it was answered; `None` when the session is gone. It counts as under way
+    /// until what comes with the reply is dropped: until then its entry's name is no other claim's.
+    async fn send<'a>(
+        &'a self,
+        asked: Asked<'_>,
+        ours: Ours<'_>,
+        txn: impl Fn() -> Txn,
+    ) -> Result<Option<(Reply, Copy<'a>)>, BackendError> {
         let mut copy = Copy::sent(self, ours.claim.id);
         let answer = self.api.txn(asked, txn).await;
         if answer.as_ref().is_err_and(is_full) {
             self.notes().refused_for_room(ours.claim.id);
         }
         copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
-        drop(copy);
         match answer? {
-            Ok(reply) => Ok(Some(reply)),
+            Ok(reply) => Ok(Some((reply, copy))),
             Err(Refusal::LeaseGone) => {
                 self.notes().drop_lease(ours.lease);
                 Ok(None)

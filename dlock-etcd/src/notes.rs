@@ -1,4 +1,5 @@
-//! What this process knows of its sessions and claims. Forgetting costs a request and is always safe.
+//! What this process knows of its sessions and claims. Forgetting a session costs a request and is always safe; a claim is forgotten once it has
+//! nothing, and its entry's name goes to another only if no copy of it counts as under way ([`Copy`](crate::line::Copy)).
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::{NonZeroI64, NonZeroU32};

@@ -37,7 +37,7 @@ impl Lease {
     pub(crate) fn of(session: &SessionId) -> Option<Self> {
         let id = session.as_str();
         // As it is shown: nothing else that reads as the number is an id of ours.
-        let is_shown_so = id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) && (id == "0" || !id.starts_with('0'));
+        let is_shown_so = id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) && !id.starts_with('0');
         let lease = Self(u64::from_str_radix(id, 16).ok()?.cast_signed());
         is_shown_so.then_some(lease)
     }
@@ -231,6 +231,7 @@ mod tests {
         assert_eq!(Lease::of(&lease.session()), Some(lease));
         assert_eq!(Lease::drawn(&SessionId::from_bits(1 << 64)), None, "etcd takes zero for \"choose one\"");
         assert_eq!(Lease::drawn(&SessionId::new("no number")), None);
+        assert_eq!(Lease::of(&SessionId::new("0")), None, "what hangs on no lease never lapses");
     }
 
     #[test]
