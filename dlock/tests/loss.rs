@@ -213,6 +213,24 @@ fn one_locker_serves_two_runtimes_one_after_the_other() {
 }
 
 #[test]
+fn whoever_waits_at_the_gate_gets_what_a_runtime_left_that_ended_meanwhile() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for memory in [Memory::queue(), Memory::slot()] {
+        let locker = Locker::builder(memory).ttl(secs(1)).build().unwrap();
+        let first = runtime();
+        let guard = first.block_on(locker.lock("a").into_future()).unwrap();
+        runtime().block_on(async {
+            let mut waiting = Box::pin(locker.lock("a").wait_at_most(secs(30)).into_future());
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            first.shutdown_background();
+            drop(guard);
+            waiting.await.unwrap().release().await.unwrap();
+            assert!(locker.shutdown(secs(2)).await.is_clean());
+        });
+    }
+}
+
+#[test]
 fn a_guard_that_outlives_its_runtime_does_no_harm() {
     let memory = Memory::queue();
     let locker = Locker::new(memory);

@@ -168,23 +168,30 @@ impl<'a> Acquisition<'a> {
         if let Some(pass) = gates.try_pass(key) {
             return Ok(Some(pass));
         }
+        let clock = self.engine.clock;
         // What an ended runtime left undone may be what keeps the gate closed.
-        self.engine.keep_all(self.engine.clock.now());
+        self.engine.keep_all(clock.now());
         if self.place == Place::Try && !again {
             return Ok(None);
         }
-        let pass = tokio::select! {
-            biased;
-            pass = gates.pass(key) => pass,
-            error = self.interrupted(self.deadline) => match error {
-                // Another task of this process has it.
-                LockError::TimedOut { .. } if self.place == Place::Try => return Ok(None),
-                error => return Err(error),
-            },
+        let mut passing = Box::pin(gates.pass(key));
+        let pass = loop {
+            let look_again = clock.now().plus(self.engine.options.ttl / 3);
+            tokio::select! {
+                biased;
+                pass = &mut passing => break pass,
+                error = self.interrupted(self.deadline) => match error {
+                    // Another task of this process has it.
+                    LockError::TimedOut { .. } if self.place == Place::Try => return Ok(None),
+                    error => return Err(error),
+                },
+                // A runtime may also end meanwhile.
+                () = clock.sleep_until(look_again) => self.engine.keep_all(clock.now()),
+            }
         };
         if pass.yields() && self.engine.backend.capabilities().order == Order::Unordered {
             // This process had enough turns in a row; waiters elsewhere get a head start.
-            let (clock, until) = (self.engine.clock, self.engine.clock.now().plus(HEAD_START));
+            let until = clock.now().plus(HEAD_START);
             tokio::select! {
                 biased;
                 () = clock.sleep_until(until) => {}
