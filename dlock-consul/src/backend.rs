@@ -7,15 +7,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use dlock_core::{
-    BackendError, Capabilities, Cause, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding, Granted, Hint,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
-    SessionId, SessionRequest, Standing, Together, Woken,
-};
-use tokio::time::Instant;
-
-use crate::api::{Api, BATCH, WAIT};
+use crate::api::{Api, BATCH};
 use crate::classify::{Asked, Needs};
 use crate::config::{ConfigError, ConsulOptions};
 use crate::fair::{self, Fair};
@@ -28,6 +20,12 @@ use crate::several;
 use crate::transport::Transport;
 use crate::watch::Watches;
 use crate::wire::{LOCK_FLAGS, Op, encode_value, json, parse_go_duration};
+use async_trait::async_trait;
+use dlock_core::{
+    BackendError, Capabilities, Cause, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding, Granted, Hint,
+    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
+    SessionId, SessionRequest, Standing, Together, Woken,
+};
 
 /// A store of locks on Consul; cheap to clone, clones share connections and knowledge.
 #[derive(Clone, Debug)]
@@ -41,6 +39,9 @@ pub struct Consul {
 const METADATA_BYTES: usize = 380_000;
 /// How long Consul may delay the next holder of a key at most. Sessions with checks ask for it, and those of others may.
 pub(crate) const LONGEST_DELAY: Duration = ConsulOptions::LONGEST_LOCK_DELAY;
+
+/// How long after a wait for a session that brought no news of it the next begins. Its end is heard of so much later at most.
+const SESSION_PACE: Duration = Duration::from_millis(500);
 
 impl Consul {
     /// A backend with these options; sends nothing.
@@ -268,17 +269,18 @@ impl LockBackend for Consul {
         let shared = &self.shared;
         let _permit = shared.watches.disturbances.acquire().await;
         let Some(granted) = granted else {
-            let (mut index, mut early) = (cursor.map(|cursor| cursor.0), false);
+            let mut index = cursor.map(|cursor| cursor.0);
             loop {
-                let asked = Instant::now();
                 let (shown, now) = shared.api.session_info(session, index).await?;
-                // The index counts all sessions. Those that came or went while this one was waited for end the wait that follows, once.
-                let was_early = early;
-                early = index.is_some() && asked.elapsed() < WAIT;
                 // Not shown may also mean that the token must not see it: core asks by a renewal. Without an index nothing waits: core sets
                 // the pace then.
-                if !shown || now == 0 || index.is_some_and(|index| now < index) || was_early && early {
+                if !shown || now == 0 || index.is_some_and(|index| now < index) {
                     return Ok(Cursor(now));
+                }
+                // The index counts all sessions: where many come and go, hardly any wait lasts. Nor does it where something stands between that
+                // lets nobody wait.
+                if index.is_some() {
+                    tokio::time::sleep(SESSION_PACE).await;
                 }
                 index = Some(now);
             }

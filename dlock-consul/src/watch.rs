@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dlock_core::BackendError;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::api::{Api, BATCH};
 use crate::classify::{Asked, Needs};
@@ -28,8 +29,8 @@ pub(crate) struct Watches {
 struct SharedReads {
     /// Each key with the number of its waiters; in order, so that the same waiters make the same requests.
     wanted: Mutex<BTreeMap<String, usize>>,
-    /// Whoever has it reads for all; given up with the waiter's future.
-    turn: AsyncMutex<()>,
+    /// Whoever has it reads for all, but not before then; given up with the waiter's future.
+    turn: AsyncMutex<Option<Instant>>,
     seen: watch::Sender<HashMap<String, Option<Entry>>>,
 }
 
@@ -84,11 +85,13 @@ impl SharedReads {
             tokio::select! {
                 biased;
                 _ = seen.changed() => {}
-                turn = self.turn.lock() => {
+                mut turn = self.turn.lock() => {
+                    if let Some(next) = *turn {
+                        tokio::time::sleep_until(next).await;
+                    }
                     let found = self.read(all, api).await?;
+                    *turn = Some(Instant::now() + Self::PACE);
                     _ = self.seen.send_replace(found);
-                    tokio::time::sleep(Self::PACE).await;
-                    drop(turn);
                 }
             }
         }

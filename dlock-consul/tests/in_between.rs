@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -94,15 +94,40 @@ async fn a_wait_for_the_session_that_ran_out_while_others_came_and_went_is_no_di
     let (at_once, ran_out) = (Duration::from_millis(1), Duration::from_secs(56));
     for (shown, disturbed) in [
         (vec![(10, at_once), (10, ran_out), (12, at_once), (12, ran_out), (15, at_once), (16, ran_out)], false),
-        (vec![(10, at_once), (12, at_once), (13, at_once)], true),
+        (vec![(10, at_once), (12, at_once), (13, at_once), (14, at_once)], false),
         (vec![(10, at_once), (9, ran_out)], true),
-        // Something that does not let anybody wait.
-        (vec![(10, at_once), (10, at_once), (10, at_once)], true),
     ] {
         let transport = Arc::new(Shows(Mutex::new(shown.iter().copied().collect())));
         let consul = Consul::with_transport(&ConsulOptions::new(), Arc::clone(&transport) as Arc<dyn Transport>);
         let told = tokio::time::timeout(Duration::from_secs(600), consul.disturbed(&SessionId::new("s"), None, None)).await;
         assert_eq!(told.is_ok(), disturbed, "{shown:?}");
         assert!(transport.0.lock().unwrap().is_empty(), "{shown:?}");
+    }
+}
+
+/// Shows the session at once, with an index that grows if others come and go; counts.
+#[derive(Debug)]
+struct NeverWaits {
+    grows: bool,
+    asked: AtomicU64,
+}
+
+#[async_trait]
+impl Transport for NeverWaits {
+    async fn send(&self, _: Request) -> Result<Answer, TransportError> {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok(answer(200, Some(if self.grows { 10 + asked } else { 10 }), r#"[{"ID":"s","TTL":"15s"}]"#))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_asked_for_twice_a_second_at_most() {
+    for grows in [true, false] {
+        let transport = Arc::new(NeverWaits { grows, asked: AtomicU64::new(0) });
+        let consul = Consul::with_transport(&ConsulOptions::new(), Arc::clone(&transport) as Arc<dyn Transport>);
+        let told = tokio::time::timeout(Duration::from_secs(10), consul.disturbed(&SessionId::new("s"), None, None)).await;
+        assert!(told.is_err(), "nothing happened to it");
+        assert!(transport.asked.load(Ordering::Relaxed) <= 22, "{transport:?}");
     }
 }

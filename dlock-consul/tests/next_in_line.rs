@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dlock_core::{Claim, Cursor, ErrorKind, FencingToken, Granted, Hint, LockBackend, Mode, Standing};
+use dlock_core::{BackendError, Claim, Cursor, ErrorKind, FencingToken, Granted, Hint, LockBackend, Metadata, Mode, Standing};
 use dlock_testkit::proxy::{Fault, FaultProxy, Matching};
 use dlock_testkit::servers::ConsulAgent;
 use fair_support::{Process, claim, permit, process, raw, shared, within};
@@ -57,17 +57,36 @@ impl Line {
         format!("/v1/kv/{}", self.holder.ticket(&claim("k", 2)))
     }
 
+    /// The holder comes to the key.
+    async fn hands_on(&self) {
+        self.first.released(&claim("k", 1)).await;
+        self.comes().await;
+        let anew = Matching::any().path(&format!("{}?", self.ticket()));
+        // In one session the holder's own wait for its ticket is seen, too.
+        let waits = if self.next.session == self.holder.session { 3 } else { 2 };
+        within(SOON, "the next waits anew", async || self.of_next.count(&anew) == waits).await;
+    }
+
+    /// The same while the next does not wait: it has heard that the holder came to the key, and was cut off. What it is told when it waits again.
+    async fn next_cut_off_while(&self, happens: impl AsyncFnOnce(&Self)) -> Result<Standing, BackendError> {
+        let (next, cursor) = (claim("k", 3), self.since[1]);
+        tokio::select! {
+            biased;
+            woken = self.next.consul.wait(&self.next.session, &next, cursor) => panic!("{woken:?}"),
+            () = self.hands_on() => {}
+        }
+        happens(self).await;
+        let woken = timeout(SOON, self.next.consul.wait(&self.next.session, &next, cursor)).await.unwrap().unwrap();
+        assert_eq!(woken.hint, Hint::MaybeFree);
+        self.next.consul.confirm(&self.next.session, &next, cursor).await
+    }
+
     /// The holder comes to the key while the next waits, which hears of that; then this happens. What the next is told once its wait returned.
     async fn next_after(&self, happens: impl AsyncFnOnce(&Self)) -> Standing {
         let (next, cursor) = (claim("k", 3), self.since[1]);
         let wait = timeout(SOON, self.next.consul.wait(&self.next.session, &next, cursor));
         let meanwhile = async {
-            self.first.released(&claim("k", 1)).await;
-            self.comes().await;
-            let anew = Matching::any().path(&format!("{}?", self.ticket()));
-            // In one session the holder's own wait for its ticket is seen, too.
-            let waits = if self.next.session == self.holder.session { 3 } else { 2 };
-            within(SOON, "the next waits anew", async || self.of_next.count(&anew) == waits).await;
+            self.hands_on().await;
             happens(self).await;
         };
         let (woken, ()) = tokio::join!(wait, meanwhile);
@@ -109,6 +128,30 @@ async fn a_key_is_its_holders_though_the_ticket_is_taken_away() {
     for line in [Line::new().await, Line::of_one_session().await] {
         let standing = line.next_after(async |line| _ = raw(&line.agent, "DELETE", &line.ticket(), "").await).await;
         line.goes_on(standing).await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_its_holder_wrote_since_its_ticket_was_taken_away_is_its_own() {
+    for line in [Line::new().await, Line::of_one_session().await] {
+        let standing = line.next_cut_off_while(async |line| {
+            raw(&line.agent, "DELETE", &line.ticket(), "").await;
+            let amended = line.holder.consul.amend(&line.holder.session, &claim("k", 2), &Metadata::new()).await;
+            assert!(amended.unwrap());
+        });
+        line.goes_on(standing.await.unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_made_of_the_key_since_it_was_given_back_is_left_alone() {
+    for line in [Line::new().await, Line::of_one_session().await] {
+        let told = line.next_cut_off_while(async |line| {
+            line.holder.released(&claim("k", 2)).await;
+            raw(&line.agent, "PUT", "/v1/kv/k?flags=7", "precious").await;
+        });
+        assert_eq!(told.await.unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(raw(&line.agent, "GET", "/v1/kv/k?raw", "").await, "precious");
     }
 }
 

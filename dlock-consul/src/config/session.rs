@@ -145,7 +145,7 @@ impl ConsulOptions {
     /// Whether waiting claims stand in line, first come, first served. Defaults to `false`: whoever asks first once the key is free.
     ///
     /// A claim then has a ticket: a key of its own below the lock's key, `KEY/.dlock/SESSION.CLAIM/`, in the order of their making. Each waits
-    /// for the ticket before its own alone, so that a handover costs four or five requests however many wait. The key of the lock stays what it is, and
+    /// for the ticket before its own alone, so that a handover costs the release and a lock, and two or three waits before, however many wait. The key of the lock stays what it is, and
     /// programs that lock it without a ticket (in Go, `consul lock`, dlock without this) exclude ours and are excluded; they keep to no line.
     ///
     /// - **Shared locks and permits** come with it, but not with checks: a check can end a session that a holder still believes in, and

@@ -229,8 +229,8 @@ impl Fair {
                 let mut notes = self.notes();
                 notes.locking(claim.id);
                 // Tells the next in line, while this one holds, that nobody else is ahead of it: it need not look later.
-                let waited = notes.claim(claim.id).is_some_and(|note| note.waited);
-                let placed = if waited { Op::cas(ticket, index, &value, FIRST) } else { Op::check_index(ticket, index) };
+                let stood_behind = notes.claim(claim.id).is_some_and(|note| note.stood_behind);
+                let placed = if stood_behind { Op::cas(ticket, index, &value, FIRST) } else { Op::check_index(ticket, index) };
                 (placed, Op::lock(key, session, &value, LOCK_FLAGS))
             }
             _ => (Op::check_index(ticket, index), Op::lock(ticket, session, &value, HOLDS)),

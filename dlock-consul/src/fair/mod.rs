@@ -111,15 +111,16 @@ impl Fair {
                 // Nobody comes ahead of the first in line: once the key is seen free it is asked for at once.
                 Awaits::Key => self.shared.notes().key(&claim.key),
                 // The last one ahead left: it is first, and the key is its own once it is free. A release gives the key back in the very transaction
-                // that deletes the ticket, so that this is mostly its index; where it is not, nothing happens.
+                // that deletes the ticket, so that both have one index; a key that has another is not its own for that reason.
                 Awaits::Tickets(_) => note.left_at.map(Known::At),
             };
             guard.map(|guard| (note.index, guard))
         });
-        if let Some((index, guard)) = guessed
-            && let Some(standing) = self.come_to(&ours, index, guard, false).await?
-        {
-            return Ok(standing);
+        if let Some((index, guard)) = guessed {
+            if let Some(standing) = self.come_to(&ours, index, guard, false).await? {
+                return Ok(standing);
+            }
+            self.notes().guessed_wrong(claim.id);
         }
         let seen = self.look_as("looking for the place in line", &claim.key).await?;
         self.stand(&ours, seen).await

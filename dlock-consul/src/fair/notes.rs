@@ -34,10 +34,12 @@ pub(crate) struct ClaimNote {
     pub(crate) index: u64,
     pub(crate) awaits: Awaits,
     /// Others were ahead of it.
-    pub(crate) waited: bool,
-    /// Only one is ahead of it. Nobody comes ahead later, so that it is first once that one leaves.
+    pub(crate) stood_behind: bool,
+    /// Only one was ahead of it when it last looked. Nobody comes ahead later, so that it is first once that one leaves.
     next: bool,
-    /// When that one had left, the index of everything was this.
+    /// The one that it waits for is marked as the first in line, so that only that one is ahead of it.
+    behind_first: bool,
+    /// The index at which that one left, whichever of both it is known from.
     pub(crate) left_at: Option<u64>,
 }
 
@@ -98,8 +100,9 @@ impl Notes {
             own: None,
             index: 0,
             awaits: Awaits::Nothing,
-            waited: false,
+            stood_behind: false,
             next: false,
+            behind_first: false,
             left_at: None,
         };
         self.claims.entry(claim).or_insert_with(fresh).under_way += 1;
@@ -128,22 +131,31 @@ impl Notes {
     pub(crate) fn waits(&mut self, claim: ClaimId, own: Awaited, index: u64, awaits: Awaits, ahead: usize) {
         if let Some(note) = self.claims.get_mut(&claim) {
             (note.own, note.index, note.awaits) = (Some(own), index, awaits);
-            (note.next, note.left_at) = (ahead == 1, None);
-            note.waited |= ahead > 0;
+            (note.next, note.behind_first, note.left_at) = (ahead == 1, false, None);
+            note.stood_behind |= ahead > 0;
         }
     }
 
-    /// The one that the claim waits for came to the key: all who were ahead of that one have left.
-    pub(crate) fn first_before(&mut self, claim: ClaimId, before: &Awaited) {
+    /// Whether the one that the claim waits for was last seen with the mark that it came to the key, as all who were ahead of that one have left.
+    pub(crate) fn before(&mut self, claim: ClaimId, before: &Awaited, is_first: bool) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            note.next |= matches!(&note.awaits, Awaits::Tickets(awaited) if awaited.as_slice() == [before.clone()]);
+            let waits_for_it =
+                matches!(&note.awaits, Awaits::Tickets(awaited) if awaited.as_slice() == std::slice::from_ref(before));
+            note.behind_first = is_first && waits_for_it;
         }
     }
 
-    /// The one right ahead of the claim has left; Consul's keys were at this index then.
+    /// Who asked for the key as of what it knew was refused: it looks before it asks again.
+    pub(crate) fn guessed_wrong(&mut self, claim: ClaimId) {
+        if let Some(note) = self.claims.get_mut(&claim) {
+            note.left_at = None;
+        }
+    }
+
+    /// The one that the claim waits for was deleted at this index.
     pub(crate) fn left_before(&mut self, claim: ClaimId, index: u64) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            note.left_at = Some(index).filter(|_| note.next);
+            note.left_at = Some(index).filter(|_| note.next || note.behind_first);
         }
     }
 
@@ -244,7 +256,7 @@ mod tests {
         let before = ticket("before", 7);
         let mut left_at = |first: &Awaited, awaited: &[Awaited]| {
             notes.waits(CLAIM, ticket("own", 8), 8, Awaits::Tickets(awaited.to_vec()), 5);
-            notes.first_before(CLAIM, first);
+            notes.before(CLAIM, first, true);
             notes.left_before(CLAIM, 9);
             notes.claim(CLAIM).and_then(|note| note.left_at)
         };

@@ -7,7 +7,7 @@ use dlock_core::{Claim, ClaimId, Holder, Key, Mode, SessionId};
 use super::notes::Awaited;
 use crate::wire::{Entry, LOCK_FLAGS};
 
-/// The flags of a ticket that waits, and of an exclusive one that holds and never waited: its lock stands on the key itself.
+/// The flags of a ticket that waits, and of an exclusive one that holds and stood behind nobody: its lock stands on the key itself.
 pub(crate) const WAITS: u64 = LOCK_FLAGS;
 /// The flags of a ticket on which a shared lock or a permit stands.
 pub(crate) const HOLDS: u64 = LOCK_FLAGS + 1;

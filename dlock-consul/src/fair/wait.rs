@@ -77,8 +77,8 @@ impl Fair {
         self.left(awaited, None, cursor, hint).await.map(|(woken, _)| woken)
     }
 
-    /// The same, and the index at which it was found to be gone: that of whatever was written last, so mostly that of its deletion. Meanwhile
-    /// it is noted for the claim that stands right behind whether the ticket is first in line.
+    /// The same, and for the claim that stands right behind the index at which it was deleted, if that is known. Meanwhile it is noted for that
+    /// claim whether the ticket is first in line.
     async fn left(
         &self,
         awaited: &Awaited,
@@ -87,17 +87,27 @@ impl Fair {
         hint: Hint,
     ) -> Result<(Woken, Option<u64>), BackendError> {
         let shared = &self.shared;
+        // Kept while the mark is heard and the wait goes on.
+        let permit = behind.and_then(|_| shared.watches.waits.try_acquire().ok());
         let mut since = cursor.0;
         loop {
-            let (entry, index) = shared.watches.wait(&shared.api, &awaited.ticket, Some(since)).await?;
+            let (entry, index) = match &permit {
+                // Asked for as all keys whose names begin so, of which there is no other: for these Consul tells the index of the last deletion, but
+                // for one that is gone that of whatever was written last.
+                Some(_) => {
+                    let (entries, index) = shared.api.wait_below::<Entry>(&awaited.ticket, Shown::Entries, Some(since)).await?;
+                    (entries.into_iter().find(|entry| entry.key == awaited.ticket), index)
+                }
+                None => shared.watches.wait(&shared.api, &awaited.ticket, Some(since)).await?,
+            };
             let Some(entry) = entry else {
-                return Ok((Woken { cursor, hint }, (index > since).then_some(index)));
+                return Ok((Woken { cursor, hint }, permit.and((index > since).then_some(index))));
             };
             if !awaited.is(&entry) {
                 return Ok((Woken { cursor, hint }, None));
             }
-            if let Some(claim) = behind.filter(|_| entry.flags == FIRST) {
-                self.notes().first_before(claim.id, awaited);
+            if let Some(claim) = behind {
+                self.notes().before(claim.id, awaited, entry.flags == FIRST);
             }
             // An index that says nothing cannot be waited on.
             if index == 0 {
