@@ -80,7 +80,7 @@ impl Plan {
         Self {
             pairs: (60, 50),
             commands: 20,
-            handovers: (3, Duration::from_millis(2_500)),
+            handovers: (5, Duration::from_millis(1_500)),
             waiters: &[1, 10, 100],
             waiters_within: &[1, 10, 100],
             idle: Duration::from_secs(60),
