@@ -83,7 +83,8 @@ pub async fn work(orders: Orders) -> Result<(), WorkerError> {
         tasks.spawn(async move { worker.contend(task).await });
     }
     let watching = std::sync::Arc::clone(&worker);
-    tasks.spawn(async move { watching.tell_of_pauses().await });
+    // Until this process has nothing to do any more.
+    let _watching = AbortOnDropHandle::new(tokio::spawn(async move { watching.tell_of_pauses().await }));
     // Ends with the input, which the parent closes, or its death.
     std::thread::spawn(move || {
         _ = io::stdin().read_to_end(&mut Vec::new());
@@ -126,7 +127,7 @@ impl Worker {
     /// Tells of every time in which this process, or its runtime, made no step for longer than a busy machine explains.
     async fn tell_of_pauses(&self) -> io::Result<()> {
         let mut last = self.orders.job.clock.now();
-        while !self.stop.is_cancelled() {
+        loop {
             tokio::time::sleep(TICK).await;
             let now = self.orders.job.clock.now();
             if Duration::from_micros(now - last) > LONGEST_STEP {
@@ -134,7 +135,6 @@ impl Worker {
             }
             last = now;
         }
-        Ok(())
     }
 
     /// The last task is the slow one.

@@ -1,9 +1,10 @@
 //! What must be true of a run's histories, which know what workers were told and when, but not what the store did unheard.
 //!
 //! - Tokens are unique, and grow from one holder to the next.
-//! - Nobody believes to hold a lock when a later holder is told that it has it. Who stood still is excused until it goes on, whether it was
-//!   stopped or the machine did not run it; and whose lock an operator touched for two ttl: it hears of that by the audit that follows its next
-//!   renewal, if not before. So is whose session a server may have ended early after what befell it, where the store has such servers.
+//! - Nobody believes to hold a lock when a later holder is told that it has it. Who stood still then is excused until it goes on, whether it was
+//!   stopped, or the machine or its own runtime did not run it, by what it told itself; and whose lock an operator touched for two ttl: it hears of
+//!   that by the audit that follows its next renewal, if not before. So is whose session a server may have ended early after what befell it, or
+//!   soon after that, where the store has such servers.
 //! - A fenced register accepts no token below one that it has accepted.
 //! - Some order of the operations explains everything that workers were answered ([`crate::wgl`]).
 //! - Once faults are over, every key is granted again; nothing is told to be left over.
@@ -11,6 +12,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
+
+use dlock_core::Lease;
 
 use super::store::Store;
 use super::storm::{Kind, Strike};
@@ -74,6 +77,8 @@ struct Holding {
 
 /// So long after a pause a worker may need until it has told of all that happened meanwhile.
 const RESUME: u64 = 50_000;
+/// With no more than this in between, two pauses are one.
+const HARDLY_A_STEP: u64 = 15_000;
 /// So long after a server could go on it may still do what it made up its mind to do before: it hears of a successor within an election, and
 /// what it proposes is kept until there is a leader.
 const AFTERMATH: u64 = 2_000_000;
@@ -92,7 +97,8 @@ pub fn prove(store: Store, histories: &BTreeMap<String, History>, strikes: &[Str
         };
         let hiccups = pauses.iter().filter(|pause| !stopped(pause)).map(|pause| Duration::from_micros(pause.until - pause.from));
         proof.longest_hiccup = hiccups.fold(proof.longest_hiccup, Duration::max);
-        let mut looking = Looking { store, key, strikes, pauses, hears_within: ttl * 2, proof: &mut proof };
+        let (hears_within, answers_within) = (ttl * 2, Lease::attempt(ttl).as_micros() as u64);
+        let mut looking = Looking { store, key, strikes, pauses, hears_within, answers_within, proof: &mut proof };
         let holdings = looking.read(history);
         looking.tokens_grow(&holdings);
         looking.nobody_believes_for_long(holdings);
@@ -116,6 +122,8 @@ struct Looking<'a> {
     strikes: &'a [Strike],
     pauses: Vec<Pause>,
     hears_within: Duration,
+    /// So long before it is told a holder may have been granted its lock.
+    answers_within: u64,
     proof: &'a mut Proof,
 }
 
@@ -230,8 +238,8 @@ impl Looking<'_> {
             return;
         }
         let (client, key) = (Some(holding.client), Some(self.key));
-        // What was granted may end before its holder is told that it has it.
-        let concerns = |strike: &Strike, aftermath| strike.from <= next.from && strike.until + aftermath >= holding.wanted_at;
+        let granted = self.granted_from(holding);
+        let concerns = |strike: &Strike, aftermath| strike.from <= next.from && strike.until + aftermath >= granted;
         let may_end = |strike: &&Strike| self.store.early_ends().contains(&strike.kind);
         let ended_early = self.strikes.iter().filter(may_end).any(|strike| concerns(strike, AFTERMATH));
         let acted = self.strikes.iter().filter(|strike| concerns(strike, 0)).any(|strike| {
@@ -249,7 +257,7 @@ impl Looking<'_> {
         }
         let Holding { op, token, from, until, .. } = holding;
         let how = holding.lost.map_or_else(|| "it gave it back".to_owned(), |reason| format!("it was told: {}", named(&reason)));
-        let lately = self.strikes.iter().filter(|strike| strike.from <= next.from && strike.until + AFTERMATH >= *from);
+        let lately = self.strikes.iter().filter(|strike| concerns(strike, AFTERMATH));
         let lately: Vec<String> =
             lately.map(|Strike { kind, from, until, client, .. }| format!("{kind:?} {from} to {until} {client:?}")).collect();
         self.object(format_args!(
@@ -265,11 +273,16 @@ impl Looking<'_> {
         ));
     }
 
-    /// Whether the holder made no step from the grant of the next one until its own end; pauses with hardly a step in between are one.
+    /// From when on the store may have granted a lock: what was granted may end before its holder is told that it has it.
+    fn granted_from(&self, holding: &Holding) -> u64 {
+        holding.wanted_at.max(holding.from.saturating_sub(self.answers_within))
+    }
+
+    /// Whether the holder made no step when the next one was told of its grant, and none from then until its own end.
     fn stood_still(&self, holding: &Holding, next: &Holding) -> bool {
         let mut went_on: Option<u64> = None;
-        for pause in self.pauses.iter().filter(|pause| pause.client == holding.client) {
-            if pause.from <= went_on.unwrap_or_default().max(next.from) + RESUME {
+        for pause in self.pauses.iter().filter(|pause| pause.client == holding.client && pause.until >= next.from) {
+            if pause.from <= went_on.unwrap_or(next.from) + HARDLY_A_STEP {
                 went_on = went_on.max(Some(pause.until));
             }
         }
@@ -291,7 +304,7 @@ impl Looking<'_> {
     fn is_interfered_with(&self, holding: &Holding, next: &Holding) -> bool {
         let acts = self.strikes.iter().filter(|strike| strike.kind.is_interference());
         acts.filter(|act| act.client == Some(holding.client) || act.key.as_deref() == Some(self.key))
-            .any(|act| act.from <= next.from && act.until >= holding.from)
+            .any(|act| act.from <= next.from && act.until >= self.granted_from(holding))
     }
 }
 

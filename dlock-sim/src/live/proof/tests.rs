@@ -77,9 +77,9 @@ fn a_pause_that_was_over_before_excuses_nobody() {
     let lines = [
         (2, 1, held(1, 7)),
         (3, 1, Event::Paused { until: 5 }),
-        (60_000, 2, held(2, 8)),
-        (60_003, 1, lost(1, Reason::Expired)),
-        (60_003, 2, Event::Releasing { op: 2 }),
+        (6, 2, held(2, 8)),
+        (9, 1, lost(1, Reason::Expired)),
+        (9, 2, Event::Releasing { op: 2 }),
     ];
     let proof = found(&lines, &[]);
     assert_eq!((proof.violations.len(), proof.longest_hiccup), (1, Duration::from_micros(2)));
