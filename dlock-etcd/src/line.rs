@@ -152,6 +152,9 @@ impl Shared {
         let claim = ours.claim;
         let asked = self.asked("claiming the key", true, &claim.key);
         let line = self.layout.line(&claim.key);
+        // Under way from the first look on: until then no other claim may get its name.
+        let mut looking_for = Copy::sent(self, claim.id);
+        looking_for.answered = true;
         for _ in 0..3 {
             let look = || {
                 let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode)).with_keys_only();
@@ -182,6 +185,7 @@ impl Shared {
                 return self.stands(ours, reply.revision, reply.revision, Ahead::nobody());
             }
         }
+        drop(looking_for);
         self.pass_through(ours, value).await
     }
 

@@ -135,7 +135,8 @@ impl Notes {
     /// That copy was answered, or will never be.
     pub(crate) fn done(&mut self, claim: ClaimId, answered: bool) {
         if let Some(note) = self.claims.get_mut(&claim) {
-            note.under_way -= 1;
+            // Another may have been noted since under the same id.
+            note.under_way = note.under_way.saturating_sub(1);
             note.unanswered |= !answered;
         }
     }

@@ -9,7 +9,8 @@ use dlock_testkit::proxy::{Fault, FaultProxy, Matching};
 use dlock_testkit::servers::EtcdServer;
 
 /// So long what a copy asks last is on its way; less than an attempt takes, and far more than what happens meanwhile.
-const ON_ITS_WAY: Duration = Duration::from_secs(1);
+const ON_ITS_WAY: Duration = Duration::from_secs(3);
+const ATTEMPT: Duration = Duration::from_secs(20);
 
 fn claim(id: u128) -> Claim {
     Claim {
@@ -26,7 +27,8 @@ fn claim(id: u128) -> Claim {
 async fn a_copy_that_still_looks_for_its_claim_does_not_take_the_next_claims_entry_for_it() {
     let server = EtcdServer::start().await.unwrap();
     let proxy = FaultProxy::start_grpc(server.address()).await.unwrap();
-    let etcd = Etcd::new(EtcdOptions::new().endpoints([proxy.address().to_string()]).unwrap()).unwrap();
+    let options = EtcdOptions::new().endpoints([proxy.address().to_string()]).unwrap().attempt_limit(ATTEMPT).unwrap();
+    let etcd = Etcd::new(options).unwrap();
     let request = SessionRequest { id: SessionId::new("5eed"), ttl: Duration::from_secs(60), owner: "host/1/test".into() };
     let session = etcd.open(&request).await.unwrap().id;
     let (one, next) = (claim(1), claim(2));
@@ -41,9 +43,12 @@ async fn a_copy_that_still_looks_for_its_claim_does_not_take_the_next_claims_ent
         let (etcd, session, one) = (etcd.clone(), session.clone(), one.clone());
         tokio::spawn(async move { etcd.claim(&session, &one, Place::Queue).await })
     };
-    while proxy.count(&looks) == 0 {
-        tokio::task::yield_now().await;
-    }
+    let sent = async {
+        while proxy.count(&looks) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(ATTEMPT, sent).await.expect("the copy is refused, and looks");
     assert_eq!(etcd.release(&session, &one).await.unwrap(), Release::Released);
     let Standing::Held { token } = etcd.claim(&session, &next, Place::Queue).await.unwrap() else { panic!("nobody else wants it") };
     let copied = copy.await.unwrap().unwrap();
