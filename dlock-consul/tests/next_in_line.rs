@@ -230,7 +230,7 @@ async fn a_ticket_that_went_before_a_release_is_not_taken_for_the_one_released()
     let since = last.waiting(&waits).await;
     leaving.released(&leaves).await;
     holder.released(&held).await;
-    // Consul tells with the end of a ticket when anything was last written: when the key was given back.
+    // The ticket right before its own went, and the key was given back, but not in one transaction, nor by the one who was ahead.
     let woken = timeout(SOON, last.consul.wait(&last.session, &waits, since)).await.unwrap().unwrap();
     assert_eq!(woken.hint, Hint::MaybeFree);
     timeout(SOON, sharing.granted(&shares, of_sharing)).await.expect("it is next");

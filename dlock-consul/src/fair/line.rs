@@ -166,7 +166,9 @@ impl Fair {
                 Way::Taken(awaits) => {
                     let others = u32::try_from(place).unwrap_or(u32::MAX).max(1);
                     let of_key = seen.key.as_ref().filter(|_| awaits == Awaits::Key).map(|entry| entry.modify_index);
-                    self.notes().waits(ours.claim.id, own.awaited(), index, awaits, place);
+                    // Whoever shares deletes its ticket alone: with that nobody gives the key back.
+                    let gives_back = matches!(&seen.line[..place], [one] if one.mode == Mode::Exclusive);
+                    self.notes().waits(ours.claim.id, own.awaited(), index, awaits, place > 0, gives_back);
                     let cursor = Cursor(of_key.unwrap_or_else(|| seen.index()));
                     return Ok(Standing::Waiting { cursor, ahead: Some(others), holder: seen.holder() });
                 }

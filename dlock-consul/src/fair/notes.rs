@@ -35,7 +35,7 @@ pub(crate) struct ClaimNote {
     pub(crate) awaits: Awaits,
     /// Others were ahead of it.
     pub(crate) stood_behind: bool,
-    /// Only one was ahead of it when it last looked. Nobody comes ahead later, so that it is first once that one leaves.
+    /// Only one was ahead of it when it last looked, which gives back the key as it leaves. Nobody comes ahead later, so that it is first then.
     next: bool,
     /// The one that it waits for is marked as the first in line, so that only that one is ahead of it.
     behind_first: bool,
@@ -127,12 +127,12 @@ impl Notes {
         }
     }
 
-    /// The claim waits in line, with a ticket of this index.
-    pub(crate) fn waits(&mut self, claim: ClaimId, own: Awaited, index: u64, awaits: Awaits, ahead: usize) {
+    /// The claim waits in line, with a ticket of this index; `next` says that only one is ahead, which gives back the key as it leaves.
+    pub(crate) fn waits(&mut self, claim: ClaimId, own: Awaited, index: u64, awaits: Awaits, behind: bool, next: bool) {
         if let Some(note) = self.claims.get_mut(&claim) {
             (note.own, note.index, note.awaits) = (Some(own), index, awaits);
-            (note.next, note.behind_first, note.left_at) = (ahead == 1, false, None);
-            note.stood_behind |= ahead > 0;
+            (note.next, note.behind_first, note.left_at) = (next, false, None);
+            note.stood_behind |= behind;
         }
     }
 
@@ -241,7 +241,7 @@ mod tests {
         notes.sent(&session, CLAIM);
         let ticket = |of: &str| Awaited { ticket: format!("k/.dlock/{of}/"), created: 7 };
         let mut left_at = |ahead| {
-            notes.waits(CLAIM, ticket("own"), 8, Awaits::Tickets(vec![ticket("before")]), ahead);
+            notes.waits(CLAIM, ticket("own"), 8, Awaits::Tickets(vec![ticket("before")]), true, ahead == 1);
             notes.left_before(CLAIM, 9);
             notes.claim(CLAIM).and_then(|note| note.left_at)
         };
@@ -255,7 +255,7 @@ mod tests {
         let ticket = |of: &str, created| Awaited { ticket: format!("k/.dlock/{of}/"), created };
         let before = ticket("before", 7);
         let mut left_at = |first: &Awaited, awaited: &[Awaited]| {
-            notes.waits(CLAIM, ticket("own", 8), 8, Awaits::Tickets(awaited.to_vec()), 5);
+            notes.waits(CLAIM, ticket("own", 8), 8, Awaits::Tickets(awaited.to_vec()), true, false);
             notes.before(CLAIM, first, true);
             notes.left_before(CLAIM, 9);
             notes.claim(CLAIM).and_then(|note| note.left_at)

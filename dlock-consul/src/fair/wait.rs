@@ -87,10 +87,11 @@ impl Fair {
         hint: Hint,
     ) -> Result<(Woken, Option<u64>), BackendError> {
         let shared = &self.shared;
-        // Kept while the mark is heard and the wait goes on.
-        let permit = behind.and_then(|_| shared.watches.waits.try_acquire().ok());
+        // Kept while the mark is heard, or whoever comes later would have the connection when it matters.
+        let mut permit = None;
         let mut since = cursor.0;
         loop {
+            permit = permit.or_else(|| behind.and_then(|_| shared.watches.waits.try_acquire().ok()));
             let (entry, index) = match &permit {
                 // Asked for as all keys whose names begin so, of which there is no other: for these Consul tells the index of the last deletion, but
                 // for one that is gone that of whatever was written last.
@@ -112,6 +113,10 @@ impl Fair {
             // An index that says nothing cannot be waited on.
             if index == 0 {
                 return Ok((Woken { cursor, hint: Hint::StillHeld { holder: None } }, None));
+            }
+            if index == since {
+                // Nothing happened for as long as Consul waits: others may have their turn.
+                permit = None;
             }
             since = index;
         }
