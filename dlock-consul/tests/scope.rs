@@ -59,7 +59,8 @@ async fn everything(options: &ConsulOptions) -> Vec<Request> {
     consul.wait(&session, &claim, Cursor(3)).await.unwrap();
     consul.audit(&session, std::slice::from_ref(&granted)).await.unwrap();
     consul.amend(&session, &claim, &Metadata::new()).await.unwrap();
-    consul.disturbed(&session, None, Some(Cursor(3))).await.unwrap();
+    // It returns, for the index went back.
+    consul.disturbed(&session, None, Some(Cursor(11))).await.unwrap();
     consul.changed(&claim.key, None).await.unwrap();
     consul.inspect(&claim.key).await.unwrap();
     consul.list("a b").await.unwrap();
