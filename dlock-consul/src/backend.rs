@@ -7,6 +7,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use dlock_core::{
+    BackendError, Capabilities, Cause, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding, Granted, Hint,
+    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
+    SessionId, SessionRequest, Standing, Together, Woken,
+};
+
 use crate::api::{Api, BATCH};
 use crate::classify::{Asked, Needs};
 use crate::config::{ConfigError, ConsulOptions};
@@ -20,12 +27,6 @@ use crate::several;
 use crate::transport::Transport;
 use crate::watch::Watches;
 use crate::wire::{LOCK_FLAGS, Op, encode_value, json, parse_go_duration};
-use async_trait::async_trait;
-use dlock_core::{
-    BackendError, Capabilities, Cause, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding, Granted, Hint,
-    Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, Renewal, Session,
-    SessionId, SessionRequest, Standing, Together, Woken,
-};
 
 /// A store of locks on Consul; cheap to clone, clones share connections and knowledge.
 #[derive(Clone, Debug)]
