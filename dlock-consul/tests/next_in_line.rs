@@ -132,6 +132,23 @@ async fn a_key_is_its_holders_though_the_ticket_is_taken_away() {
 }
 
 #[tokio::test]
+async fn whoever_comes_after_one_that_shares_asks_for_nothing_in_vain() {
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let [sharing, next] = [process(&agent.address()).await, process(&proxy.address()).await];
+    let (shares, waits) = (shared("k", 1), claim("k", 2));
+    sharing.held(&shares).await;
+    let since = next.waiting(&waits).await;
+    sharing.released(&shares).await;
+    let woken = timeout(SOON, next.consul.wait(&next.session, &waits, since)).await.unwrap().unwrap();
+    assert_eq!(woken.hint, Hint::MaybeFree);
+    proxy.reset();
+    let standing = next.consul.confirm(&next.session, &waits, since).await.unwrap();
+    assert!(matches!(standing, Standing::Held { .. }), "{standing:?}");
+    assert_eq!(proxy.requests().len(), 2, "it looks, and locks: {:?}", proxy.requests());
+}
+
+#[tokio::test]
 async fn a_key_that_its_holder_wrote_since_its_ticket_was_taken_away_is_its_own() {
     for line in [Line::new().await, Line::of_one_session().await] {
         let standing = line.next_cut_off_while(async |line| {
