@@ -23,6 +23,8 @@ pub enum Arm {
     RawConsul,
     /// The same without the layers of the HTTP client that dlock uses.
     RawConsulPool,
+    /// A bare client of Consul that sends what dlock sends: one key, locked and unlocked as long as it stands as it was left.
+    RawConsulGuarded,
     /// A bare client of Consul: a key for each contender, who asks for the end of the one before.
     RawConsulLine,
     /// Two bare write transactions.
@@ -61,6 +63,7 @@ impl Arm {
             Self::RawEtcdLine => "raw line on etcd",
             Self::RawConsul => "raw Consul",
             Self::RawConsulPool => "raw Consul, without `reqwest`",
+            Self::RawConsulGuarded => "raw Consul, guarded",
             Self::RawConsulLine => "raw line on Consul",
             Self::RawSqlite => "two bare SQLite transactions",
             Self::RawMemory => "raw memory",
@@ -75,12 +78,27 @@ impl Arm {
     pub fn floor(self) -> Option<Self> {
         match self {
             Self::Etcd | Self::RawEtcdLine | Self::LockService | Self::EtcdctlLock => Some(Self::RawEtcd),
-            Self::Consul | Self::Fair | Self::RawConsulPool | Self::RawConsulLine | Self::RsConsul | Self::ConsulLock => {
-                Some(Self::RawConsul)
-            }
+            Self::Consul
+            | Self::Fair
+            | Self::RawConsulPool
+            | Self::RawConsulGuarded
+            | Self::RawConsulLine
+            | Self::RsConsul
+            | Self::ConsulLock => Some(Self::RawConsul),
             Self::Sqlite => Some(Self::RawSqlite),
             Self::Memory => Some(Self::RawMemory),
             Self::RawEtcd | Self::RawConsul | Self::RawSqlite | Self::RawMemory => None,
+        }
+    }
+
+    /// The bare client that sends the same requests where nobody waits, against which what dlock adds is judged.
+    pub fn same_sent_bare(self) -> Option<Self> {
+        match self {
+            Self::Etcd => Some(Self::RawEtcdLine),
+            Self::Consul => Some(Self::RawConsulGuarded),
+            Self::Sqlite => Some(Self::RawSqlite),
+            Self::Memory => Some(Self::RawMemory),
+            _ => None,
         }
     }
 
@@ -89,7 +107,7 @@ impl Arm {
         match self {
             Self::Etcd | Self::LockService | Self::EtcdctlLock => Self::RawEtcdLine,
             Self::Fair => Self::RawConsulLine,
-            Self::Consul | Self::RsConsul | Self::ConsulLock | Self::RawConsulPool => Self::RawConsul,
+            Self::Consul | Self::RsConsul | Self::ConsulLock | Self::RawConsulPool | Self::RawConsulGuarded => Self::RawConsul,
             Self::Sqlite => Self::RawSqlite,
             Self::Memory => Self::RawMemory,
             raw => raw,
@@ -119,6 +137,7 @@ impl Arm {
             | Self::Fair
             | Self::RawConsul
             | Self::RawConsulPool
+            | Self::RawConsulGuarded
             | Self::RawConsulLine
             | Self::RsConsul
             | Self::ConsulLock => Some(Server::Consul),

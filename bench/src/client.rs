@@ -18,6 +18,8 @@ pub enum Client {
     Dlock(Locker),
     /// A bare client of Consul.
     Consul(raw::consul::key::Raw),
+    /// The same with what dlock sends.
+    ConsulGuarded(raw::consul::guarded::Guarded),
     /// The same in line.
     ConsulLine(raw::consul::line::Line),
     /// A bare client of etcd.
@@ -66,6 +68,7 @@ impl Client {
             Arm::Memory => Self::dlock(Locker::new(raw::memory::store())).await?,
             Arm::RawConsul => Self::Consul(raw::consul::key::Raw::connect(place, By::Reqwest).await?),
             Arm::RawConsulPool => Self::Consul(raw::consul::key::Raw::connect(place, By::Pool).await?),
+            Arm::RawConsulGuarded => Self::ConsulGuarded(raw::consul::guarded::Guarded::connect(place).await?),
             Arm::RawConsulLine => Self::ConsulLine(raw::consul::line::Line::connect(place).await?),
             Arm::RawEtcd => Self::Etcd(raw::etcd::key::Raw::connect(place).await?),
             Arm::RawEtcdLine => Self::EtcdLine(raw::etcd::line::Line::connect(place).await?),
@@ -95,6 +98,7 @@ impl Client {
         Ok(match self {
             Self::Dlock(locker) => Hold::Dlock(locker.lock(key).await?),
             Self::Consul(raw) => raw.lock(key).await.map(|()| Hold::Key(key.to_owned()))?,
+            Self::ConsulGuarded(raw) => raw.lock(key).await.map(|()| Hold::Key(key.to_owned()))?,
             Self::Etcd(raw) => raw.lock(key).await.map(|()| Hold::Key(key.to_owned()))?,
             Self::ConsulLine(raw) => Hold::Place(raw.lock(key).await?),
             Self::EtcdLine(raw) => Hold::Place(raw.lock(key).await?),
@@ -110,6 +114,7 @@ impl Client {
         match (self, hold) {
             (_, Hold::Dlock(guard)) => guard.release().await.map(drop).map_err(Into::into),
             (Self::Consul(raw), Hold::Key(key)) => raw.unlock(&key).await,
+            (Self::ConsulGuarded(raw), Hold::Key(key)) => raw.unlock(&key).await,
             (Self::Etcd(raw), Hold::Key(key)) => raw.unlock(&key).await,
             (Self::ConsulLine(raw), Hold::Place(ticket)) => raw.unlock(&ticket).await,
             (Self::EtcdLine(raw), Hold::Place(entry)) => raw.unlock(entry).await,

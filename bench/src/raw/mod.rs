@@ -1,4 +1,4 @@
-//! The floors: the fewest requests that can do the work, sent bare over the kind of connection that dlock uses.
+//! The floors: the fewest requests that can do the work, and those that dlock sends, bare over the kind of connection that dlock uses.
 //!
 //! A session is opened once and never looked after; no token is checked, no answer is doubted, no loss would be noticed.
 

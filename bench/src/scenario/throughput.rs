@@ -25,7 +25,7 @@ pub struct Throughput {
     pub failure: Option<String>,
 }
 
-const ARMS: [Arm; 5] = [Arm::RawEtcd, Arm::Etcd, Arm::RawConsul, Arm::Consul, Arm::Fair];
+const ARMS: [Arm; 7] = [Arm::RawEtcd, Arm::RawEtcdLine, Arm::Etcd, Arm::RawConsul, Arm::RawConsulGuarded, Arm::Consul, Arm::Fair];
 
 /// How long all of it takes, about.
 pub fn expected(plan: &Plan) -> Duration {

@@ -22,13 +22,14 @@ pub struct Uncontended {
     pub samples: Samples,
 }
 
-const ARMS: [Arm; 14] = [
+const ARMS: [Arm; 15] = [
     Arm::RawEtcd,
     Arm::Etcd,
     Arm::RawEtcdLine,
     Arm::LockService,
     Arm::RawConsul,
     Arm::RawConsulPool,
+    Arm::RawConsulGuarded,
     Arm::Consul,
     Arm::RawConsulLine,
     Arm::Fair,

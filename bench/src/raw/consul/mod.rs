@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use super::value;
 use crate::Outcome;
 
+pub mod guarded;
 pub mod key;
 pub mod line;
 
@@ -61,6 +62,7 @@ struct Answer {
 struct Entry {
     key: String,
     create_index: u64,
+    modify_index: u64,
     session: Option<String>,
 }
 

@@ -15,7 +15,7 @@ impl Raw {
     /// Takes a key, and waits for it while another has it.
     pub async fn lock(&self, key: &str) -> Outcome<()> {
         loop {
-            let answer = self.0.put(key, None).await?;
+            let answer = self.0.put(key, &[key], None).await?;
             if answer.succeeded() {
                 return Ok(());
             }

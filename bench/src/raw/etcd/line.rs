@@ -1,4 +1,7 @@
-//! A line of entries, a key for each contender, who holds once nobody is ahead: one transaction to enter and see who is, one deletion to leave.
+//! A line of entries, a key for each contender, who holds once nobody is ahead: one transaction to enter and see who is, one to leave.
+//!
+//! They are those that dlock sends, whose conditions keep late copies out: an entry is made only where neither it nor what a released claim may have left
+//! is there, and deleted only as of the revision at which it was made.
 //!
 //! Whoever waits watches the entry before its own alone. After that it looks once how it stands: an entry ends with its lease, too, so one
 //! further ahead may still be there, and its own may not.
@@ -23,6 +26,8 @@ struct Entries {
     drawn: u64,
     /// By the line they stand in.
     free: HashMap<String, Vec<String>>,
+    /// The revisions at which those in use were made.
+    made: HashMap<String, i64>,
 }
 
 impl Line {
@@ -39,8 +44,11 @@ impl Line {
     pub async fn lock(&self, key: &str) -> Outcome<String> {
         let line = format!("{key}/");
         let entry = self.entries().take(&line, self.member.lease);
-        let answer = self.member.put(&entry, Some(TxnOp::get(line.as_str(), Some(nearest(1))))).await?;
-        let (mut seen, created) = (revision(answer.header())?, revision(answer.header())?);
+        let left = format!("{key}\0{:x}.{:032x}", self.member.lease, fastrand::u128(..));
+        let answer = self.member.put(&entry, &[&entry, &left], Some(TxnOp::get(line.as_str(), Some(nearest(1))))).await?;
+        let created = revision(answer.header())?;
+        self.entries().made.insert(entry.clone(), created);
+        let mut seen = created;
         let Some(TxnOpResponse::Get(shown)) = answer.op_responses().into_iter().next() else {
             return Err("etcd told nothing of the line".into());
         };
@@ -57,7 +65,8 @@ impl Line {
 
     /// Leaves the line, which gives the key back.
     pub async fn unlock(&self, entry: String) -> Outcome<()> {
-        self.member.delete(&entry).await?;
+        let made = self.entries().made.remove(&entry).ok_or("a raw client of etcd leaves a line that it is not in")?;
+        self.member.delete_made(&entry, made).await?;
         self.entries().leave(entry);
         Ok(())
     }

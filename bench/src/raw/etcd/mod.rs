@@ -60,19 +60,27 @@ impl Member {
         Ok(Self { client, lease, value: value(), room: Semaphore::new(AT_ONCE) })
     }
 
-    /// Looks, and writes the key, if it is absent.
-    async fn put(&self, key: &str, look: Option<TxnOp>) -> Outcome<TxnResponse> {
-        let absent = Compare::create_revision(key, CompareOp::Equal, 0);
+    /// Looks, and writes the key, if all these are absent.
+    async fn put(&self, key: &str, absent: &[&str], look: Option<TxnOp>) -> Outcome<TxnResponse> {
+        let absent: Vec<_> = absent.iter().map(|key| Compare::create_revision(*key, CompareOp::Equal, 0)).collect();
         let put = TxnOp::put(key, self.value.as_str(), Some(PutOptions::new().with_lease(self.lease)));
         let operations: Vec<_> = look.into_iter().chain([put]).collect();
         let _room = self.room.acquire().await?;
-        Ok(self.client.kv_client().txn(Txn::new().when([absent]).and_then(operations)).await?)
+        Ok(self.client.kv_client().txn(Txn::new().when(absent).and_then(operations)).await?)
     }
 
     async fn delete(&self, key: &str) -> Outcome<()> {
         let _room = self.room.acquire().await?;
         self.client.kv_client().delete(key, None).await?;
         Ok(())
+    }
+
+    /// Deletes the key that was made at this revision, and no later one.
+    async fn delete_made(&self, key: &str, created: i64) -> Outcome<()> {
+        let same = Compare::create_revision(key, CompareOp::Equal, created);
+        let _room = self.room.acquire().await?;
+        let answer = self.client.kv_client().txn(Txn::new().when([same]).and_then([TxnOp::delete(key, None)])).await?;
+        if answer.succeeded() { Ok(()) } else { Err("a raw client of etcd lost its entry".into()) }
     }
 
     /// Returns when the key was deleted after this revision.
