@@ -1,7 +1,7 @@
 //! A line of entries, a key for each contender, who holds once nobody is ahead: one transaction to enter and see who is, one to leave.
 //!
-//! They are those that dlock sends, whose conditions keep late copies out: an entry is made only where neither it nor what a released claim may have left
-//! is there, and deleted only as of the revision at which it was made.
+//! Of a free key they are those that dlock sends, but that one name ahead is read instead of up to eight entries. Their conditions keep late copies out:
+//! an entry is made only where neither it nor what a released claim may have left is there, and deleted only as of the revision at which it was made.
 //!
 //! Whoever waits watches the entry before its own alone. After that it looks once how it stands: an entry ends with its lease, too, so one
 //! further ahead may still be there, and its own may not.
