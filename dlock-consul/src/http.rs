@@ -10,7 +10,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder};
 use thiserror::Error;
-use url::{Host, Position};
+use url::{Host, Position, Url};
 
 use crate::config::{Address, ConfigError, ConsulOptions, TlsOptions};
 use crate::tls;
@@ -18,7 +18,8 @@ use crate::transport::{Answer, Lane, Method, Request, Transport, TransportError,
 
 /// HTTP to one agent, over connections of their own for what must not queue behind anything else.
 pub(crate) struct Http {
-    base: String,
+    /// Where the agent is, without a path.
+    base: Url,
     /// Requests that are answered at once.
     short: Client,
     /// Requests that wait.
@@ -37,14 +38,23 @@ impl Http {
     pub(crate) fn new(options: &ConsulOptions) -> Result<Self, ConfigError> {
         let base = match (&options.address, Named::of(options)) {
             (Address::Http(_), Some(named)) => named.base,
-            (Address::Http(url), None) => url.as_str().trim_end_matches('/').to_owned(),
-            (Address::Unix(_), _) => "http://localhost".to_owned(),
+            (Address::Http(url), None) => url.clone(),
+            (Address::Unix(_), _) => Url::parse("http://localhost").expect("this is a URL"),
         };
         let build = |builder: ClientBuilder| builder.build().map_err(|error| ConfigError::Client(error.into()));
         let brief = || build(client(options)?.pool_idle_timeout(IDLE));
         let (short, waiting, sessions) = (brief()?, brief()?, build(client(options)?)?);
         let fresh = build(client(options)?.pool_max_idle_per_host(0))?;
         Ok(Self { base, short, waiting, sessions, fresh })
+    }
+
+    /// The address of a request, of which the host is not parsed anew.
+    fn url(&self, target: &str) -> Url {
+        let mut url = self.base.clone();
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        url.set_path(path);
+        url.set_query(query);
+        url
     }
 
     fn client(&self, lane: Lane) -> &Client {
@@ -61,7 +71,7 @@ impl Http {
 impl Transport for Http {
     async fn send(&self, request: Request) -> Result<Answer, TransportError> {
         let client = self.client(request.lane);
-        let url = format!("{}{}", self.base, request.target);
+        let url = self.url(&request.target);
         let sending = match request.method {
             Method::Get => client.get(url),
             // A body in memory has a length.
@@ -77,7 +87,7 @@ impl Transport for Http {
 
 impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("Http").field("base", &self.base.as_str()).finish_non_exhaustive()
     }
 }
 
@@ -158,7 +168,7 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
 /// An agent that is spoken to under another name than its address has. That name stands in the URL, from which TLS takes it; the
 /// connection and the header `Host` go by the address.
 struct Named {
-    base: String,
+    base: Url,
     host: String,
     place: Place,
 }
@@ -175,7 +185,7 @@ impl Named {
         let mut named = url.clone();
         named.set_host(Some(name)).ok()?;
         Some(Self {
-            base: named.as_str().trim_end_matches('/').to_owned(),
+            base: named,
             host: url[Position::BeforeHost..Position::AfterPort].to_owned(),
             place: Place(host.to_owned()),
         })
@@ -211,6 +221,20 @@ mod tests {
     }
 
     #[test]
+    fn the_address_of_a_request_is_that_of_the_agent_with_its_target() {
+        for (address, begins) in [
+            ("http://127.0.0.1:8500", "http://127.0.0.1:8500"),
+            ("https://[::1]:8501/", "https://[::1]:8501"),
+            ("unix:///run/consul.sock", "http://localhost"),
+        ] {
+            let http = Http::new(&ConsulOptions::new().address(address).unwrap()).unwrap();
+            for target in ["/v1/txn", "/v1/kv//a%20b/%2F/c%3Fd%25/?recurse&index=7&wait=55s", "/v1/txn?consistent&dc=d%261"] {
+                assert_eq!(http.url(target).as_str(), format!("{begins}{target}"));
+            }
+        }
+    }
+
+    #[test]
     fn only_an_alert_about_certificates_says_that_one_is_wanted() {
         let told = |text: &str| is_refused_certificate(&std::io::Error::other(text.to_owned()));
         for alert in ["BadCertificate", "CertificateRequired", "UnknownCA"] {
@@ -225,12 +249,12 @@ mod tests {
     fn a_name_for_tls_changes_neither_the_place_nor_the_host_header() {
         let named = |address: &str| {
             let options = ConsulOptions::new().address(address).unwrap().tls_server_name("server.dc1.consul").unwrap();
-            Named::of(&options).map(|named| (named.base, named.host, named.place.0.to_string()))
+            Named::of(&options).map(|named| (named.base.to_string(), named.host, named.place.0.to_string()))
         };
         for (address, base, host, place) in [
-            ("https://10.0.0.1:8501", "https://server.dc1.consul:8501", "10.0.0.1:8501", "10.0.0.1"),
-            ("https://[::1]:8501", "https://server.dc1.consul:8501", "[::1]:8501", "[::1]"),
-            ("https://agent", "https://server.dc1.consul", "agent", "agent"),
+            ("https://10.0.0.1:8501", "https://server.dc1.consul:8501/", "10.0.0.1:8501", "10.0.0.1"),
+            ("https://[::1]:8501", "https://server.dc1.consul:8501/", "[::1]:8501", "[::1]"),
+            ("https://agent", "https://server.dc1.consul/", "agent", "agent"),
         ] {
             assert_eq!(named(address), Some((base.to_owned(), host.to_owned(), place.to_owned())));
         }
