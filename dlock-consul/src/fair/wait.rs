@@ -1,4 +1,6 @@
-//! Waiting in line: for one's predecessor alone, and for the end of one's own ticket.
+//! Waiting in line: for one's predecessor alone, and, once that takes long, for the end of one's own ticket.
+
+use std::time::Duration;
 
 use dlock_core::{BackendError, Claim, Cursor, Hint, Key, Mode, Woken};
 use futures_util::future::select_all;
@@ -9,6 +11,9 @@ use super::tickets::{FIRST, line};
 use crate::api::Shown;
 use crate::notes::Known;
 use crate::wire::Entry;
+
+/// Who waits for less does not watch its own ticket: it would cost a connection, which its turn would close at the moment of the handover.
+const SETTLED_AFTER: Duration = Duration::from_millis(250);
 
 impl Fair {
     pub(crate) async fn wait(&self, claim: &Claim, cursor: Cursor) -> Result<Woken, BackendError> {
@@ -25,13 +30,13 @@ impl Fair {
             Awaits::Key => tokio::select! {
                 biased;
                 woken = self.key_changed(&claim.key, cursor) => woken,
-                woken = self.ticket_gone(&own, since, left) => woken,
+                woken = self.place_gone(&own, since, left) => woken,
             },
             Awaits::Tickets(awaited) => match awaited.as_slice() {
                 [before] => tokio::select! {
                     biased;
                     woken = self.predecessor_gone(claim, before, since) => woken,
-                    woken = self.ticket_gone(&own, since, left) => woken,
+                    woken = self.place_gone(&own, since, left) => woken,
                 },
                 _ => self.one_gone(&claim.key, &awaited, &own, since).await,
             },
@@ -70,6 +75,12 @@ impl Fair {
             self.notes().left_before(claim.id, index);
         }
         Ok(woken)
+    }
+
+    /// Returns when the claim's own ticket is not its session's any more; heard of what happened earlier as soon as this has lasted.
+    async fn place_gone(&self, own: &Awaited, cursor: Cursor, hint: Hint) -> Result<Woken, BackendError> {
+        tokio::time::sleep(SETTLED_AFTER).await;
+        self.ticket_gone(own, cursor, hint).await
     }
 
     /// Returns when the ticket is not its session's any more.
