@@ -23,9 +23,9 @@ pub enum Arm {
     RawConsul,
     /// The same without the layers of the HTTP client that dlock uses.
     RawConsulPool,
-    /// A bare client of Consul that sends what dlock sends: one key, locked and unlocked as long as it stands as it was left.
+    /// A bare client of Consul that sends what dlock sends: one key, locked and unlocked as it was left; whoever waits asks for its change.
     RawConsulGuarded,
-    /// A bare client of Consul: a key for each contender, who asks for the end of the one before.
+    /// A bare client of Consul that sends what dlock sends in fair mode: a ticket for each contender, who asks for the end of the one before.
     RawConsulLine,
     /// Two bare write transactions.
     RawSqlite,
@@ -96,18 +96,21 @@ impl Arm {
         match self {
             Self::Etcd => Some(Self::RawEtcdLine),
             Self::Consul => Some(Self::RawConsulGuarded),
+            Self::Fair => Some(Self::RawConsulLine),
             Self::Sqlite => Some(Self::RawSqlite),
             Self::Memory => Some(Self::RawMemory),
             _ => None,
         }
     }
 
-    /// The bare client whose waiters stand as those of this arm do: in line, or all before one key. A bare client stands beside itself.
+    /// The bare client whose waiters stand as those of this arm do, in line or all before one key, and for dlock send the same. A bare client stands beside
+    /// itself.
     pub fn handover_floor(self) -> Self {
         match self {
             Self::Etcd | Self::LockService | Self::EtcdctlLock => Self::RawEtcdLine,
             Self::Fair => Self::RawConsulLine,
-            Self::Consul | Self::RsConsul | Self::ConsulLock | Self::RawConsulPool | Self::RawConsulGuarded => Self::RawConsul,
+            Self::Consul => Self::RawConsulGuarded,
+            Self::RsConsul | Self::ConsulLock | Self::RawConsulPool => Self::RawConsul,
             Self::Sqlite => Self::RawSqlite,
             Self::Memory => Self::RawMemory,
             raw => raw,

@@ -42,8 +42,10 @@ pub enum Hold {
     Dlock(LockGuard),
     /// By a bare client, under the name of its key.
     Key(String),
-    /// By a bare client in line, by its place there.
-    Place(String),
+    /// By a bare client of etcd in line, by its place there.
+    Entry(String),
+    /// The same of Consul.
+    Place(raw::consul::line::Place),
     /// By the lock service, which calls it so.
     Service(Vec<u8>),
     /// By `rs-consul`, which gives it back when this is dropped.
@@ -101,7 +103,7 @@ impl Client {
             Self::ConsulGuarded(raw) => raw.lock(key).await.map(|()| Hold::Key(key.to_owned()))?,
             Self::Etcd(raw) => raw.lock(key).await.map(|()| Hold::Key(key.to_owned()))?,
             Self::ConsulLine(raw) => Hold::Place(raw.lock(key).await?),
-            Self::EtcdLine(raw) => Hold::Place(raw.lock(key).await?),
+            Self::EtcdLine(raw) => Hold::Entry(raw.lock(key).await?),
             Self::Service(service) => Hold::Service(service.lock(key).await?),
             Self::RsConsul(peer) => Hold::RsConsul(peer.lock(key).await?),
             Self::Sqlite(raw) => raw.write(true).map(|()| Hold::Key(key.to_owned()))?,
@@ -116,8 +118,8 @@ impl Client {
             (Self::Consul(raw), Hold::Key(key)) => raw.unlock(&key).await,
             (Self::ConsulGuarded(raw), Hold::Key(key)) => raw.unlock(&key).await,
             (Self::Etcd(raw), Hold::Key(key)) => raw.unlock(&key).await,
-            (Self::ConsulLine(raw), Hold::Place(ticket)) => raw.unlock(&ticket).await,
-            (Self::EtcdLine(raw), Hold::Place(entry)) => raw.unlock(entry).await,
+            (Self::ConsulLine(raw), Hold::Place(place)) => raw.unlock(&place).await,
+            (Self::EtcdLine(raw), Hold::Entry(entry)) => raw.unlock(entry).await,
             (Self::Service(service), Hold::Service(name)) => service.unlock(name).await,
             (_, Hold::RsConsul(lock)) => {
                 // It sends its request when it is dropped, and holds the thread until that is answered. Whether it was released is not told.

@@ -78,7 +78,8 @@ fn handovers(findings: &Findings, verdicts: &mut Vec<Verdict>) {
         spread.filter(|one| one.arm == arm).find(|one| one.waiters == waiters).map(|one| &one.samples)
     };
     for arm in [Arm::Etcd, Arm::Consul, Arm::Fair] {
-        let demand = format!("handover to the other of two processes, {}: at most {HANDOVER} times raw", arm.name());
+        let demand =
+            format!("handover to the other of two processes, {}: at most {HANDOVER} times the same requests sent bare", arm.name());
         verdicts.extend(at_most(demand, samples(arm, 1), samples(arm.handover_floor(), 1), HANDOVER));
     }
     let most = findings.handover.iter().map(|one| one.waiters).max().unwrap_or_default();

@@ -184,11 +184,7 @@ impl Named {
         }
         let mut named = url.clone();
         named.set_host(Some(name)).ok()?;
-        Some(Self {
-            base: named,
-            host: url[Position::BeforeHost..Position::AfterPort].to_owned(),
-            place: Place(host.to_owned()),
-        })
+        Some(Self { base: named, host: url[Position::BeforeHost..Position::AfterPort].to_owned(), place: Place(host.to_owned()) })
     }
 }
 

@@ -97,16 +97,10 @@ impl Handover {
     }
 
     /// One round, beside which something else is done once it has begun; the tenures, and what that brought.
-    async fn race<T>(
-        &self,
-        place: String,
-        name: &str,
-        usual: Duration,
-        beside: impl AsyncFnOnce() -> T,
-    ) -> Outcome<(Vec<Tenure>, T)> {
+    async fn race<T>(&self, place: String, name: &str, plan: &Plan, beside: impl AsyncFnOnce() -> T) -> Outcome<(Vec<Tenure>, T)> {
         let Self { arm, placement, waiters, .. } = *self;
         let key = format!("bench/handover/{name}/{waiters}/{placement:?}/{arm:?}");
-        let order = Contend { arm, place, key, length: self.length(usual), hold: self.hold() };
+        let order = Contend { arm, place, key, length: self.length(plan), hold: self.hold() };
         let mut running = Vec::new();
         for (clients, tasks) in placement.crews(arm, waiters + 1) {
             running.push(Crew::start(&order, clients, tasks)?);
@@ -129,9 +123,9 @@ impl Handover {
     }
 
     /// Counts the requests of one more round, in the midst of it and through a proxy.
-    async fn count(&mut self, stores: &Stores, usual: Duration) -> Outcome<()> {
+    async fn count(&mut self, stores: &Stores, plan: &Plan) -> Outcome<()> {
         let proxy = stores.proxy(self.arm.server().ok_or("this arm asks no server")?).await?;
-        let length = self.length(usual);
+        let length = self.length(plan);
         let beside = async || {
             sleep(length.mul_f64(WARM_UP)).await;
             proxy.reset();
@@ -139,7 +133,7 @@ impl Handover {
             sleep(length.mul_f64(COUNTED)).await;
             (proxy.requests().len(), from..now())
         };
-        match self.race(place(self.arm, proxy.address()), "counted", usual, beside).await {
+        match self.race(place(self.arm, proxy.address()), "counted", plan, beside).await {
             Ok((tenures, (requests, while_counted))) => {
                 let counted = tenures.iter().filter(|tenure| while_counted.contains(&tenure.granted)).count();
                 self.requests = (counted > 0).then(|| requests as f64 / counted as f64);
@@ -153,21 +147,33 @@ impl Handover {
         }
     }
 
+    /// Whether it is one of the pairs whose ratio is judged.
+    fn is_judged(&self) -> bool {
+        let judged = [Arm::Etcd, Arm::Consul, Arm::Fair].map(|arm| [arm, arm.handover_floor()]);
+        self.placement == Placement::Spread && self.waiters == 1 && judged.as_flattened().contains(&self.arm)
+    }
+
     /// How long a round lasts: longer where tenures are.
-    fn length(&self, usual: Duration) -> Duration {
+    fn length(&self, plan: &Plan) -> Duration {
+        let usual = if self.is_judged() { plan.handovers_of_two.1 } else { plan.handovers.1 };
         usual.mul_f64(self.hold().div_duration_f64(HOLD).clamp(1.0, 3.0))
     }
 
     /// How many rounds there are: fewer of commands, which take long and are far from all others.
     fn rounds(&self, plan: &Plan) -> usize {
-        if self.arm.is_command() { plan.handovers.0.div_ceil(2) } else { plan.handovers.0 }
+        let (usual, _) = plan.handovers;
+        match self.arm {
+            _ if self.is_judged() => plan.handovers_of_two.0,
+            arm if arm.is_command() => usual.div_ceil(2),
+            _ => usual,
+        }
     }
 
     /// How long all rounds take, about.
     fn expected(&self, plan: &Plan) -> Duration {
         // To start processes, to connect, and to end.
         let beside = Duration::from_millis(300) + Duration::from_millis(5) * self.waiters as u32;
-        (self.length(plan.handovers.1) + beside) * self.rounds(plan) as u32
+        (self.length(plan) + beside) * self.rounds(plan) as u32
     }
 }
 
@@ -183,13 +189,13 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Handover>> {
     let mut measured = arms(plan);
     let steps: usize = measured.iter().map(|one| one.rounds(plan)).sum();
     let mut step = 0;
-    let (rounds, usual) = plan.handovers;
+    let rounds = measured.iter().map(|one| one.rounds(plan)).max().unwrap_or_default();
     for round in 0..rounds {
         for one in measured.iter_mut().filter(|one| round < one.rounds(plan)) {
             let Handover { arm, placement, waiters, .. } = *one;
             progress::step(&format!("handover: {}, {waiters} waiting in {}", arm.name(), placement.name()), step, steps);
             step += 1;
-            let tenures = match one.race(stores.place(arm), &format!("timed/{round}"), usual, async || ()).await {
+            let tenures = match one.race(stores.place(arm), &format!("timed/{round}"), plan, async || ()).await {
                 Err(error) if arm.is_peer() => {
                     progress::say(&format!("{} did not get through: {error}", arm.name()));
                     one.failure = Some(error.to_string());
@@ -203,7 +209,7 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Handover>> {
     for &waiters in plan.waiters {
         progress::say(&format!("handover: requests with {waiters} waiting"));
         let counted = |one: &&mut Handover| one.waiters == waiters && one.placement == Placement::Spread && !one.arm.is_command();
-        let counting = measured.iter_mut().filter(counted).map(|one| one.count(stores, usual));
+        let counting = measured.iter_mut().filter(counted).map(|one| one.count(stores, plan));
         let at_once = AT_ONCE.div_ceil(waiters + 1);
         stream::iter(counting).buffer_unordered(at_once).try_collect::<()>().await?;
     }
@@ -212,7 +218,7 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Handover>> {
 
 fn arms(plan: &Plan) -> Vec<Handover> {
     const LINES: [Arm; 3] = [Arm::RawEtcdLine, Arm::Etcd, Arm::LockService];
-    const KEYS: [Arm; 3] = [Arm::RawConsul, Arm::Consul, Arm::RsConsul];
+    const KEYS: [Arm; 4] = [Arm::RawConsul, Arm::RawConsulGuarded, Arm::Consul, Arm::RsConsul];
     const FAIR: [Arm; 2] = [Arm::RawConsulLine, Arm::Fair];
     let mut arms = Vec::new();
     for &waiters in plan.waiters {
@@ -222,7 +228,8 @@ fn arms(plan: &Plan) -> Vec<Handover> {
     for &waiters in plan.waiters.iter().filter(|&&waiters| waiters <= COMMANDS) {
         arms.extend([Arm::EtcdctlLock, Arm::ConsulLock].map(|arm| Handover::new(arm, Placement::Spread, waiters)));
     }
-    arms.extend([Arm::RawEtcdLine, Arm::RawConsul, Arm::RawConsulLine].map(|arm| Handover::new(arm, Placement::OneProcess, 1)));
+    let bare = [Arm::RawEtcdLine, Arm::RawConsulGuarded, Arm::RawConsulLine];
+    arms.extend(bare.map(|arm| Handover::new(arm, Placement::OneProcess, 1)));
     for &waiters in plan.waiters_within {
         arms.extend([Arm::Etcd, Arm::Consul, Arm::Fair].map(|arm| Handover::new(arm, Placement::OneProcess, waiters)));
     }

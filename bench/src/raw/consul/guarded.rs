@@ -1,22 +1,20 @@
-//! One key, locked and unlocked by the very requests that dlock sends: each only as long as the key stands as it was left.
+//! One key, locked and unlocked by the very requests that dlock sends: each only as long as the key stands as it was left. Whoever waits asks for its change,
+//! and all of them wake.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::{Agent, By};
+use super::{Agent, By, check_index, check_not_exists};
 use crate::Outcome;
 
-/// Takes keys that nobody else takes.
+/// Takes keys by locking them.
 pub struct Guarded {
     agent: Agent,
     /// The indices at which the keys stand.
-    stands: Mutex<HashMap<String, u64>>,
+    stands: Mutex<HashMap<String, Option<u64>>>,
 }
-
-/// What marks a key as a lock.
-const FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
 
 impl Guarded {
     /// Opens the session at an agent.
@@ -24,38 +22,46 @@ impl Guarded {
         Ok(Self { agent: Agent::connect(address, By::Reqwest).await?, stands: Mutex::default() })
     }
 
-    /// Takes a free key.
+    /// Takes a key, and waits for it while another has it.
     pub async fn lock(&self, key: &str) -> Outcome<()> {
-        self.guarded("lock", key).await
+        while !self.change("lock", key).await? {
+            let mut answer = self.agent.get(key).await?;
+            loop {
+                let index = answer.index.ok_or("Consul told no index")?;
+                match answer.entries()?.first() {
+                    Some(entry) if entry.session.is_some() => {
+                        answer = self.agent.wait(&format!("{key}?index={index}&wait=55s")).await?;
+                    }
+                    entry => break self.stood(key, entry.map(|entry| entry.modify_index)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives the key back.
     pub async fn unlock(&self, key: &str) -> Outcome<()> {
-        self.guarded("unlock", key).await
+        if self.change("unlock", key).await? { Ok(()) } else { Err("a raw client of Consul lost its lock".into()) }
     }
 
-    async fn guarded(&self, verb: &str, key: &str) -> Outcome<()> {
-        let known = self.stands().get(key).copied();
-        let stands = match known {
-            Some(index) => Some(index),
-            None => self.agent.get(key).await?.entries()?.first().map(|entry| entry.modify_index),
-        };
-        let guard = match stands {
-            Some(index) => format!(r#"{{"KV":{{"Verb":"check-index","Key":"{key}","Index":{index}}}}}"#),
-            None => format!(r#"{{"KV":{{"Verb":"check-not-exists","Key":"{key}"}}}}"#),
-        };
-        let Agent { session, value, .. } = &self.agent;
-        let change =
-            format!(r#"{{"KV":{{"Verb":"{verb}","Key":"{key}","Value":"{value}","Flags":{FLAGS},"Session":"{session}"}}}}"#);
-        let told = self.agent.txn(format!("[{guard},{change}]")).await?.ok_or("a raw client of Consul met another at its key")?;
+    /// Whether the key stood as it was left, and was changed.
+    async fn change(&self, verb: &str, key: &str) -> Outcome<bool> {
+        let stands = self.stands().get(key).copied();
+        let guard = stands.flatten().map_or_else(|| check_not_exists(key), |index| check_index(key, index));
+        let Some(told) = self.agent.txn(format!("[{guard},{}]", self.agent.flagged(verb, key))).await? else { return Ok(false) };
         let told: Value = serde_json::from_slice(&told)?;
         let changed = told["Results"].as_array().and_then(|results| results.last());
         let index = changed.and_then(|changed| changed["KV"]["ModifyIndex"].as_u64()).ok_or("Consul told no index")?;
-        self.stands().insert(key.to_owned(), index);
-        Ok(())
+        self.stood(key, Some(index));
+        Ok(true)
     }
 
-    fn stands(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+    /// Keeps in mind how a key stands; it has no index where it is not there.
+    fn stood(&self, key: &str, index: Option<u64>) {
+        self.stands().insert(key.to_owned(), index);
+    }
+
+    fn stands(&self) -> MutexGuard<'_, HashMap<String, Option<u64>>> {
         self.stands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

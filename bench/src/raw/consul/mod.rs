@@ -61,6 +61,8 @@ struct Answer {
 #[serde(rename_all = "PascalCase")]
 struct Entry {
     key: String,
+    #[serde(default)]
+    flags: u64,
     create_index: u64,
     modify_index: u64,
     session: Option<String>,
@@ -70,6 +72,17 @@ struct Entry {
 const CONNECTIONS: usize = 15;
 /// How long an idle connection is kept, as in dlock's client.
 const IDLE: Duration = Duration::from_secs(8);
+
+/// What marks a key as a lock.
+const FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
+
+fn check_index(key: &str, index: u64) -> String {
+    format!(r#"{{"KV":{{"Verb":"check-index","Key":"{key}","Index":{index}}}}}"#)
+}
+
+fn check_not_exists(key: &str) -> String {
+    format!(r#"{{"KV":{{"Verb":"check-not-exists","Key":"{key}"}}}}"#)
+}
 
 /// How many keys are locked whose names begin so.
 pub async fn held(address: &str, prefix: &str) -> Outcome<usize> {
@@ -109,6 +122,12 @@ impl Agent {
     /// One operation on a key that concerns the session, as a transaction has it.
     fn operation(&self, verb: &str, key: &str, value: &str) -> String {
         format!(r#"{{"KV":{{"Verb":"{verb}","Key":"{key}","Value":"{value}","Session":"{}"}}}}"#, self.session)
+    }
+
+    /// The same with the mark of a lock, and with what stands in a key that is held.
+    fn flagged(&self, verb: &str, key: &str) -> String {
+        let Self { session, value, .. } = self;
+        format!(r#"{{"KV":{{"Verb":"{verb}","Key":"{key}","Value":"{value}","Flags":{FLAGS},"Session":"{session}"}}}}"#)
     }
 
     /// A transaction; `None` when it was refused.
