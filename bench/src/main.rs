@@ -81,6 +81,9 @@ const SIGNAL_LATE: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if !arguments.work.as_ref().is_some_and(Work::is_counted) {
+        dlock_counts::leave_uncounted();
+    }
     if let Some(Work::Tenure { hold }) = arguments.work {
         // Its start is a part of what is measured.
         worker::tenure(hold);

@@ -73,6 +73,13 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// Whether its heap or its instructions are counted, the former among the latter.
+    pub fn is_counted(&self) -> bool {
+        matches!(self, Self::Hold { .. } | Self::Operate { .. })
+    }
+}
+
 /// What all crews are to do.
 #[derive(Debug)]
 pub struct Contend {

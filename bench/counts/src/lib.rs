@@ -3,12 +3,12 @@
 //! `scripts/counts.sh` holds them against `bench/counts/baseline.json`, and with `--record` writes that; the program `dlock-bench` puts them into its
 //! report. [`Subject`] is what is counted. Instructions are counted by valgrind's callgrind, which runs this program twice.
 //!
-//! Linking this library makes its counting allocator that of the whole program.
+//! Linking this library makes its counting allocator that of the whole program; [`leave_uncounted`] ends the counting.
 
 mod callgrind;
 mod heap;
 mod subject;
 
 pub use callgrind::{Uncounted, instructions};
-pub use heap::{Heap, heap_in_use, heap_of};
+pub use heap::{Heap, heap_in_use, heap_of, leave_uncounted};
 pub use subject::Subject;
