@@ -83,7 +83,7 @@ impl Plan {
             pairs: (60, 50),
             commands: 20,
             handovers: (5, Duration::from_millis(1_500)),
-            handovers_of_two: (20, Duration::from_secs(1)),
+            handovers_of_two: (15, Duration::from_secs(1)),
             waiters: &[1, 10, 100],
             waiters_within: &[1, 10, 100],
             idle: Duration::from_secs(60),

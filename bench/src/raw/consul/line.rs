@@ -111,8 +111,8 @@ impl Line {
     /// The key and the line before it, with the ticket that these operations make; without one, all of the line counts as ahead.
     async fn see(&self, key: &str, entering: Option<(&str, &str)>) -> Outcome<Seen> {
         let (ticket, enter) = entering.map_or((None, String::new()), |(ticket, enter)| (Some(ticket), format!("{enter},")));
-        // Whether the key is there is guessed, and tried the other way when that was wrong.
-        for _ in 0..2 {
+        // Whether the key is there is guessed, and tried the other way when that was wrong: others may make it meanwhile.
+        for _ in 0..5 {
             let there = self.left(key) != Some(ABSENT);
             let of_key = if there { format!(r#"{{"KV":{{"Verb":"get","Key":"{key}"}}}}"#) } else { check_not_exists(key) };
             let of_line = format!(r#"{{"KV":{{"Verb":"get-tree","Key":"{key}{LINE}"}}}}"#);
