@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 use crate::{FencingToken, Key, Metadata};
@@ -39,6 +41,56 @@ impl Claim {
         all.insert_reserved(Metadata::OWNER, &self.owner);
         all.insert_reserved(Metadata::CLAIM, &self.id.to_string());
         all
+    }
+
+    /// The same, to be written as it is: without a map that is put together first.
+    pub fn publication(&self) -> Publication<'_> {
+        Publication(self)
+    }
+}
+
+/// All that others read of a claim, [`Claim::published`], for those who only write it.
+#[derive(Clone, Copy, Debug)]
+pub struct Publication<'a>(&'a Claim);
+
+impl Serialize for Publication<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let claim = self.0;
+        let metadata = || claim.metadata.as_deref().into_iter().flat_map(Metadata::iter);
+        let of_user = || metadata().filter(|(name, _)| !Metadata::RESERVED.contains(name));
+        // In the order of their names, as a map has them.
+        let reserved = [
+            (Metadata::CLAIM, Entry::Id(claim.id)),
+            (Metadata::ACQUIRED_AT, Entry::Text(&claim.acquired_at)),
+            (Metadata::OWNER, Entry::Text(&claim.owner)),
+        ];
+        let mut map = serializer.serialize_map(Some(of_user().count() + reserved.len()))?;
+        let mut reserved = reserved.into_iter().peekable();
+        for (name, value) in of_user() {
+            while let Some((before, entry)) = reserved.next_if(|(reserved, _)| *reserved < name) {
+                map.serialize_entry(before, &entry)?;
+            }
+            map.serialize_entry(name, value)?;
+        }
+        for (name, entry) in reserved {
+            map.serialize_entry(name, &entry)?;
+        }
+        map.end()
+    }
+}
+
+/// What dlock itself writes of a claim.
+enum Entry<'a> {
+    Id(ClaimId),
+    Text(&'a str),
+}
+
+impl Serialize for Entry<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Id(id) => serializer.collect_str(id),
+            Self::Text(text) => serializer.serialize_str(text),
+        }
     }
 }
 

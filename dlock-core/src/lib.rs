@@ -26,7 +26,7 @@ mod undo;
 pub use acquire::{Acquire, AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, Verdict};
 pub use backend::{Cause, Cursor, Hint, Interference, LockBackend, Release, Renewal, Standing, Together, Woken};
 pub use capabilities::{Capabilities, ChosenBy, ClaimsPerKey, Limits, Order, TtlRange};
-pub use claim::{Claim, ClaimId, Granted, Mode, NotAClaimId, Place};
+pub use claim::{Claim, ClaimId, Granted, Mode, NotAClaimId, Place, Publication};
 pub use error::{BackendError, ErrorKind};
 pub use holder::{Holder, Inspection, Published};
 pub use key::{InvalidKey, Key};

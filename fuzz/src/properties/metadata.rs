@@ -69,6 +69,8 @@ fn publish(text: &str) {
     let ops: serde_json::Value = serde_json::from_slice(&told.sent()[1].body).expect("a transaction is JSON");
     let holder = shown(ops[1]["KV"]["Value"].as_str().expect("a lock carries a value"));
     assert_eq!(holder.published, Published::Metadata(claim.published()));
+    let written = |what: serde_json::Result<String>| what.expect("strings by name are JSON");
+    assert_eq!(written(serde_json::to_string(&claim.publication())), written(serde_json::to_string(&claim.published())));
     assert_eq!(holder.claim(), Some(claim.id));
     assert_eq!(holder.owner(), Some(&*claim.owner));
     assert_eq!(holder.acquired_at(), Some(&*claim.acquired_at));
