@@ -12,6 +12,7 @@ use etcd_client::{
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::calls::Calls;
 use crate::classify::{Asked, Failure, failure, not_connected, silent};
 use crate::endpoints::{Connected, Endpoints};
 use crate::wire::{Entry, Lease};
@@ -23,6 +24,7 @@ pub(crate) struct Api {
     pub(crate) attempt: Duration,
     /// For transactions.
     room: Semaphore,
+    calls: Calls,
     /// The cluster that answered first. Tokens of another say nothing, and locks there exclude nobody here.
     cluster: OnceLock<u64>,
 }
@@ -133,7 +135,7 @@ impl Seam {
 
 impl Api {
     pub(crate) fn new(endpoints: Endpoints, attempt: Duration) -> Self {
-        Self { endpoints, attempt, room: Semaphore::new(AT_ONCE), cluster: OnceLock::new() }
+        Self { endpoints, attempt, room: Semaphore::new(AT_ONCE), calls: Calls::default(), cluster: OnceLock::new() }
     }
 
     /// The cluster, once it has answered.
@@ -142,17 +144,24 @@ impl Api {
     }
 
     /// Sends a transaction, which is put together anew wherever it is sent.
-    pub(crate) async fn txn(&self, asked: Asked<'_>, txn: impl Fn() -> Txn) -> Result<Result<Reply, Refusal>, BackendError> {
-        let _permit = self.room.acquire().await;
-        let ask = |connected: Arc<Connected>| {
-            let txn = txn();
-            async move { connected.kv().txn(txn).await }
-        };
-        Ok(self.call(asked, ask).await?.map(|answer| {
-            let revision = revision(answer.header());
-            let results: Vec<Found> = answer.op_responses().into_iter().map(found).collect();
-            Reply { succeeded: answer.succeeded(), revision, results: results.into_iter() }
-        }))
+    #[allow(clippy::manual_async_fn)] // an `async fn` keeps room for its arguments twice
+    pub(crate) fn txn(
+        &self,
+        asked: &Asked<'_>,
+        txn: impl Fn() -> Txn,
+    ) -> impl Future<Output = Result<Result<Reply, Refusal>, BackendError>> {
+        async move {
+            let _permit = self.room.acquire().await;
+            let ask = |connected: Arc<Connected>| {
+                let txn = txn();
+                self.calls.begin(async move { connected.kv().txn(txn).await })
+            };
+            Ok(self.call_in_place(asked, ask).await?.map(|answer| {
+                let revision = revision(answer.header());
+                let results: Vec<Found> = answer.op_responses().into_iter().map(found).collect();
+                Reply { succeeded: answer.succeeded(), revision, results: results.into_iter() }
+            }))
+        }
     }
 
     /// One page of a range, linearizable.
@@ -246,58 +255,80 @@ impl Api {
         F: Fn(Arc<Connected>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let (mut elsewhere, mut authenticated) = (self.endpoints.len(), false);
-        loop {
-            elsewhere -= 1;
-            let connected = match self.endpoints.connect().await {
-                Ok(connected) => connected,
-                Err(error) => match not_connected(asked, error) {
-                    Failure::Elsewhere(_) if elsewhere > 0 => continue,
-                    Failure::Elsewhere(error) | Failure::Token(error) | Failure::Told { error, .. } => return Err(error),
-                    Failure::LeaseGone | Failure::Compacted => return Err(silent(asked)),
-                },
-            };
-            let mut attempt = self.endpoints.watch_over(&connected);
-            // Apart, for it takes kilobytes: whoever waits for room, or holds a lock, is not to carry them.
-            let answer = timeout(self.attempt, Box::pin(ask(Arc::clone(&connected)))).await;
-            attempt.answered();
-            let endpoint = self.endpoints.name(&connected);
-            if let Ok(answer) = &answer {
-                tracing::trace!(what = asked.what, endpoint, ok = answer.is_ok(), "etcd answered");
-            }
-            let error = match answer {
-                Ok(Ok(answer)) => return self.of_our_cluster(asked, &connected, answer).map(Ok),
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    self.endpoints.suspect(&connected);
-                    return Err(silent(asked));
-                }
-            };
-            match failure(asked, error) {
-                Failure::LeaseGone => return Ok(Err(Refusal::LeaseGone)),
-                Failure::Compacted => return Ok(Err(Refusal::Compacted)),
-                Failure::Told { error, sound } => {
-                    if !sound {
+        // Apart, for it takes kilobytes: whoever waits for room, or holds a lock, is not to carry them.
+        self.call_in_place(&asked, |connected| Box::pin(ask(connected))).await
+    }
+
+    /// The same of a call that is small.
+    #[allow(clippy::manual_async_fn)] // an `async fn` keeps room for its arguments twice
+    fn call_in_place<T, F, Fut>(&self, asked: &Asked<'_>, ask: F) -> impl Future<Output = Result<Result<T, Refusal>, BackendError>>
+    where
+        T: Headed,
+        F: Fn(Arc<Connected>) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        async move {
+            let (mut elsewhere, mut authenticated) = (self.endpoints.len(), false);
+            loop {
+                elsewhere -= 1;
+                let connected = match self.endpoints.present() {
+                    Some(connected) => connected,
+                    None => match Box::pin(self.endpoints.connect()).await {
+                        Ok(connected) => connected,
+                        Err(error) => match not_connected(*asked, error) {
+                            Failure::Elsewhere(_) if elsewhere > 0 => continue,
+                            Failure::Elsewhere(error) | Failure::Token(error) | Failure::Told { error, .. } => return Err(error),
+                            Failure::LeaseGone | Failure::Compacted => return Err(silent(*asked)),
+                        },
+                    },
+                };
+                let failed = {
+                    let mut attempt = self.endpoints.watch_over(&connected);
+                    let answer = timeout(self.attempt, ask(Arc::clone(&connected))).await;
+                    attempt.answered();
+                    let endpoint = self.endpoints.name(&connected);
+                    if let Ok(answer) = &answer {
+                        tracing::trace!(what = asked.what, endpoint, ok = answer.is_ok(), "etcd answered");
+                    }
+                    match answer {
+                        Ok(Ok(answer)) => return self.of_our_cluster(*asked, &connected, answer).map(Ok),
+                        Ok(Err(error)) => failure(*asked, error),
+                        Err(_) => {
+                            self.endpoints.suspect(&connected);
+                            return Err(silent(*asked));
+                        }
+                    }
+                };
+                match failed {
+                    Failure::LeaseGone => return Ok(Err(Refusal::LeaseGone)),
+                    Failure::Compacted => return Ok(Err(Refusal::Compacted)),
+                    Failure::Told { error, sound } => {
+                        if !sound {
+                            self.endpoints.suspect(&connected);
+                        }
+                        return Err(error);
+                    }
+                    Failure::Elsewhere(error) => {
                         self.endpoints.suspect(&connected);
+                        if elsewhere == 0 {
+                            return Err(error);
+                        }
                     }
-                    return Err(error);
-                }
-                Failure::Elsewhere(error) => {
-                    self.endpoints.suspect(&connected);
-                    if elsewhere == 0 {
-                        return Err(error);
+                    Failure::Token(error) => {
+                        if authenticated || !Box::pin(self.authenticate(&connected)).await {
+                            return Err(error);
+                        }
+                        authenticated = true;
+                        elsewhere += 1;
                     }
-                }
-                Failure::Token(error) => {
-                    let renewed = timeout(self.attempt, Box::pin(connected.authenticate()));
-                    if authenticated || !matches!(renewed.await, Ok(Ok(()))) {
-                        return Err(error);
-                    }
-                    authenticated = true;
-                    elsewhere += 1;
                 }
             }
         }
+    }
+
+    /// Asks for a new token; whether there is one.
+    async fn authenticate(&self, connected: &Connected) -> bool {
+        matches!(timeout(self.attempt, connected.authenticate()).await, Ok(Ok(())))
     }
 
     fn of_our_cluster<T: Headed>(&self, asked: Asked<'_>, connected: &Arc<Connected>, answer: T) -> Result<T, BackendError> {

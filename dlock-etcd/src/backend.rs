@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use dlock_core::{
     BackendError, Capabilities, Cause, ChosenBy, Claim, ClaimsPerKey, ClockSource, Cursor, ErrorKind, FencingToken, Finding,
-    Granted, Hint, Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place, Release,
-    Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
+    Granted, Hint, Holder, Inspection, Interference, Key, Limits, LockBackend, Metadata, Mode, Order, Ownership, Place,
+    Publication, Release, Renewal, Session, SessionId, SessionRequest, Standing, Together, Woken,
 };
 use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
@@ -110,8 +110,8 @@ impl Etcd {
 }
 
 /// The value of an entry, if it is not too long for one.
-fn value(published: &Metadata) -> Result<Vec<u8>, BackendError> {
-    let value = json(published);
+fn value(publication: Publication<'_>) -> Result<Vec<u8>, BackendError> {
+    let value = json(publication);
     if value.len() > METADATA_BYTES {
         let message = format!("the metadata takes {} bytes as JSON, this backend accepts {METADATA_BYTES}", value.len());
         return Err(BackendError::new(ErrorKind::Invalid, message));
@@ -172,7 +172,7 @@ impl LockBackend for Etcd {
                 operations.push(TxnOp::get(entry, Some(GetOptions::new().with_keys_only())));
             }
             let look = || Txn::new().and_then(operations.as_slice());
-            let reply = shared.api.txn(asked, look).await?.map_err(|gone| unexpected(asked, gone))?;
+            let reply = shared.api.txn(&asked, look).await?.map_err(|gone| unexpected(asked, gone))?;
             for (granted, result) in batch.iter().zip(reply.rest()) {
                 let cause = match result.entries.first() {
                     Some(entry) if entry.token() == Some(granted.token) && Some(Lease(entry.lease)) == lease => continue,
@@ -194,7 +194,7 @@ impl LockBackend for Etcd {
 
     async fn claim(&self, session: &SessionId, claim: &Claim, place: Place) -> Result<Standing, BackendError> {
         self.shared.capabilities.check_mode(claim.mode)?;
-        let value = value(&claim.published())?;
+        let value = value(claim.publication())?;
         let Some(lease) = Lease::of(session) else { return Ok(Standing::SessionGone) };
         let shared = &self.shared;
         let entry = shared.begin(lease, claim).await?;
@@ -295,7 +295,7 @@ impl LockBackend for Etcd {
     async fn amend(&self, session: &SessionId, claim: &Claim, metadata: &Metadata) -> Result<bool, BackendError> {
         let mut amended = claim.clone();
         amended.metadata = Some(Arc::new(metadata.clone()));
-        let value = value(&amended.published())?;
+        let value = value(amended.publication())?;
         let Some(lease) = Lease::of(session) else { return Ok(false) };
         let shared = &self.shared;
         let entry = shared.entry(lease, claim).await?;
@@ -352,7 +352,7 @@ impl LockBackend for Etcd {
         let asked = shared.asked("releasing by force", true, key);
         let same = Compare::create_revision(holder.key.as_slice(), CompareOp::Equal, holder.created);
         let txn = || Txn::new().when([same.clone()]).and_then([TxnOp::delete(holder.key.as_slice(), None)]);
-        Ok(shared.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?.succeeded)
+        Ok(shared.api.txn(&asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?.succeeded)
     }
 
     async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
@@ -360,7 +360,7 @@ impl LockBackend for Etcd {
         let mut values = Vec::new();
         for claim in claims {
             capabilities.check_mode(claim.mode)?;
-            values.push(value(&claim.published())?);
+            values.push(value(claim.publication())?);
         }
         capabilities.check_together(claims)?;
         let Some(lease) = Lease::of(session) else { return Ok(Together::SessionGone) };

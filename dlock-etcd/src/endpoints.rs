@@ -91,6 +91,11 @@ impl Endpoints {
         &self.all[connected.place].name
     }
 
+    /// The connection that calls go over now, if there is one.
+    pub(crate) fn present(&self) -> Option<Arc<Connected>> {
+        self.all[self.current.load(Ordering::Relaxed)].connected()
+    }
+
     /// The connection that calls go over now, made if there is none. An endpoint that cannot be reached is left for the next, so that it
     /// costs one connect limit once. Free to drop.
     pub(crate) async fn connect(&self) -> Result<Arc<Connected>, NotConnected> {

@@ -9,6 +9,7 @@
 mod ahead;
 mod api;
 mod backend;
+mod calls;
 mod classify;
 mod config;
 mod dialer;

@@ -1,5 +1,6 @@
 //! The line of one lock: how a claim gets its entry into it, and how the entry stands.
 
+use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(dlock_planted)]
@@ -76,11 +77,14 @@ impl Shared {
     }
 
     /// Puts the claim's entry into the line, or finds it there.
-    pub(crate) async fn enter(&self, ours: Ours<'_>, value: &[u8], place: Place) -> Result<Standing, BackendError> {
-        match place {
-            Place::Queue => self.queue(ours, value).await,
-            Place::Try if ours.claim.mode == Mode::Exclusive => Box::pin(self.attempt(ours, value)).await,
-            Place::Try => Box::pin(self.attempt_beside(ours, value)).await,
+    #[allow(clippy::manual_async_fn)] // an `async fn` keeps room for its arguments twice
+    pub(crate) fn enter(&self, ours: Ours<'_>, value: &[u8], place: Place) -> impl Future<Output = Result<Standing, BackendError>> {
+        async move {
+            match place {
+                Place::Queue => self.queue(ours, value).await,
+                Place::Try if ours.claim.mode == Mode::Exclusive => Box::pin(self.attempt(ours, value)).await,
+                Place::Try => Box::pin(self.attempt_beside(ours, value)).await,
+            }
         }
     }
 
@@ -90,30 +94,34 @@ impl Shared {
         let line = self.layout.line(&claim.key);
         let txn = || {
             let nearest = by_creation(&line.end, SortOrder::Descend, window(claim.mode));
-            // The nearest few show who holds the key, unless more are ahead. To ask for the first apart would cost whoever is alone.
-            let looks = match claim.mode {
-                Mode::Exclusive => vec![nearest],
-                _ => vec![nearest.with_keys_only(), by_creation(&line.end, SortOrder::Ascend, 1)],
+            let look = |options| TxnOp::get(line.start.as_slice(), Some(options));
+            // The line is read before the entry stands in it: where nobody is ahead, etcd finds nothing to read and nothing to send. The nearest few
+            // show who holds the key, unless more are ahead. To ask for the first apart would cost whoever is alone.
+            let then = if claim.mode == Mode::Exclusive {
+                vec![look(nearest), put(ours, value)]
+            } else {
+                let first = by_creation(&line.end, SortOrder::Ascend, 1);
+                vec![look(nearest.with_keys_only()), look(first), put(ours, value)]
             };
-            // The line is read before the entry stands in it: where nobody is ahead, etcd finds nothing to read and nothing to send.
-            let looks = looks.into_iter().map(|look| TxnOp::get(line.start.as_slice(), Some(look)));
-            let then: Vec<_> = looks.chain([put(ours, value)]).collect();
             Txn::new().when(self.fresh(ours)).and_then(then)
         };
-        let Some((mut reply, _copy)) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+        let Some((mut reply, _copy)) = self.send(&asked, ours, &txn).await? else { return Ok(Standing::SessionGone) };
         if !reply.succeeded {
             return Box::pin(self.already(ours)).await.map_err(placed);
         }
         let created = reply.revision;
-        self.notes().entered(claim.id, created);
-        let nearest = reply.shown(asked)?;
-        if nearest.count == 0 {
-            return self.stands(ours, created, created, Ahead::nobody());
-        }
+        let nearest = match reply.shown(asked) {
+            Ok(nearest) if nearest.count == 0 => return self.stands(ours, created, created, Ahead::nobody()),
+            shown => {
+                self.notes().entered(claim.id, created);
+                shown?
+            }
+        };
         let first = if claim.mode == Mode::Exclusive { Found::default() } else { reply.next() };
-        let mut ahead = self.ahead(claim, nearest, first, true).await.map_err(placed)?;
+        // Apart, as all that a free key does without: whoever asks for one is not to carry it along.
+        let mut ahead = Box::pin(self.ahead(claim, nearest, first, true)).await.map_err(placed)?;
         if ahead.first.is_none() && !ahead.awaited.is_empty() {
-            ahead.first = self.first(&claim.key).await.map_err(placed)?;
+            ahead.first = Box::pin(self.first(&claim.key)).await.map_err(placed)?;
         }
         self.stands(ours, created, reply.revision, ahead)
     }
@@ -129,7 +137,7 @@ impl Shared {
             otherwise.push(TxnOp::get(line.start.as_slice(), Some(first)));
             Txn::new().when(self.nobody(ours)).and_then([put(ours, value)]).or_else(otherwise)
         };
-        let Some((mut reply, copy)) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+        let Some((mut reply, copy)) = self.send(&asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
         let revision = reply.revision;
         if reply.succeeded {
             return self.stands(ours, revision, revision, Ahead::nobody());
@@ -153,7 +161,7 @@ impl Shared {
         let asked = self.asked("claiming the key", true, &claim.key);
         let line = self.layout.line(&claim.key);
         // Under way from the first look on: until then no other claim may get its name.
-        let mut looking_for = Copy::sent(self, claim.id);
+        let mut looking_for = Copy::sent(self, &claim.id);
         looking_for.answered = true;
         for _ in 0..3 {
             let look = || {
@@ -164,7 +172,7 @@ impl Shared {
                 Txn::new().and_then(look)
             };
             let looking = Asked { writes: false, ..asked };
-            let mut seen = self.api.txn(looking, look).await?.map_err(|gone| unexpected(looking, gone))?;
+            let mut seen = self.api.txn(&looking, look).await?.map_err(|gone| unexpected(looking, gone))?;
             let (own, tombstone, nearest, first) = (seen.next(), seen.next(), seen.next(), seen.next());
             if !own.entries.is_empty() || tombstone.count > 0 {
                 return self.known(ours, &own, &tombstone).await;
@@ -180,7 +188,7 @@ impl Shared {
                 conditions.push(nobody_since.with_range(line.end.as_slice()));
                 Txn::new().when(conditions).and_then([put(ours, value)])
             };
-            let Some((reply, _copy)) = self.send(asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
+            let Some((reply, _copy)) = self.send(&asked, ours, txn).await? else { return Ok(Standing::SessionGone) };
             if reply.succeeded {
                 return self.stands(ours, reply.revision, reply.revision, Ahead::nobody());
             }
@@ -224,7 +232,7 @@ impl Shared {
                 let same = Compare::create_revision(entry, CompareOp::Equal, known);
                 Txn::new().when([same]).and_then(then).or_else(otherwise)
             };
-            let mut reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
+            let mut reply = self.api.txn(&asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
             if known > 0 && reply.succeeded {
                 let (nearest, shown) = (reply.next(), reply.next());
                 let mut ahead = self.ahead(claim, nearest, shown, false).await?;
@@ -258,7 +266,7 @@ impl Shared {
         for _ in 0..3 {
             let read = || Txn::new().and_then([TxnOp::get(entry, Some(GetOptions::new().with_keys_only()))]);
             let mut reply =
-                self.api.txn(Asked { writes: false, ..asked }, read).await?.map_err(|refusal| unexpected(asked, refusal))?;
+                self.api.txn(&Asked { writes: false, ..asked }, read).await?.map_err(|refusal| unexpected(asked, refusal))?;
             let found = reply.next();
             let Some(now) = found.entries.first().filter(|entry| entry.token() == Some(token)) else { return Ok(false) };
             let txn = || {
@@ -268,7 +276,7 @@ impl Shared {
                 let put = TxnOp::put(entry, value, Some(PutOptions::new().with_lease(lease.0)));
                 Txn::new().when([same]).and_then([put])
             };
-            match self.api.txn(asked, txn).await? {
+            match self.api.txn(&asked, txn).await? {
                 Ok(reply) if reply.succeeded => return Ok(true),
                 Ok(_) => {}
                 Err(Refusal::LeaseGone) => return Ok(false),
@@ -280,7 +288,7 @@ impl Shared {
 
     /// Takes the claim's entry out of the line, and keeps out what is still under way of it.
     pub(crate) async fn withdraw(&self, ours: Ours<'_>) -> Result<Release, BackendError> {
-        let Ours { lease, claim, entry } = ours;
+        let claim = ours.claim;
         let asked = self.asked("releasing the key", true, &claim.key);
         let (created, fenced) = {
             let mut notes = self.notes();
@@ -289,6 +297,18 @@ impl Shared {
         if let Some(released) = self.delete(asked, ours, created).await? {
             return Ok(released);
         }
+        Box::pin(self.withdraw_whatever(asked, ours, created, fenced)).await
+    }
+
+    /// The same of a claim whose entry is not known for sure.
+    async fn withdraw_whatever(
+        &self,
+        asked: Asked<'_>,
+        ours: Ours<'_>,
+        created: Option<i64>,
+        fenced: bool,
+    ) -> Result<Release, BackendError> {
+        let Ours { lease, claim, entry } = ours;
         // Whatever has the entry's name is this claim's, and no other claim ever gets that name. Unless another release of it was answered meanwhile: then
         // it has nothing, and the name may be another's by now.
         if !self.notes().spend(claim.id) && created.is_some() {
@@ -305,19 +325,19 @@ impl Shared {
             let fence = TxnOp::put(tombstone, "", Some(PutOptions::new().with_lease(lease.0)));
             Txn::new().and_then([TxnOp::delete(entry, None), fence])
         };
-        let answer = self.api.txn(asked, txn).await;
+        let answer = self.api.txn(&asked, txn).await;
         if fenced
             && let Err(full) = &answer
             && is_full(full)
         {
             // A full database takes deletions alone. What is held becomes free; the fence waits for room.
-            self.api.txn(asked, without_tombstone).await?.map_err(|refusal| unexpected(asked, refusal))?;
+            self.api.txn(&asked, without_tombstone).await?.map_err(|refusal| unexpected(asked, refusal))?;
         }
         let mut reply = match answer? {
             Ok(reply) => reply,
             // No copy of the claim can take effect without its lease. Its entry went with it, unless somebody put something over it.
             Err(Refusal::LeaseGone) => {
-                self.api.txn(asked, without_tombstone).await?.map_err(|refusal| unexpected(asked, refusal))?
+                self.api.txn(&asked, without_tombstone).await?.map_err(|refusal| unexpected(asked, refusal))?
             }
             Err(refusal) => return Err(unexpected(asked, refusal)),
         };
@@ -333,7 +353,7 @@ impl Shared {
             let same = Compare::create_revision(entry, CompareOp::Equal, created);
             Txn::new().when([same]).and_then([TxnOp::delete(entry, None)])
         };
-        let reply = self.api.txn(asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
+        let reply = self.api.txn(&asked, txn).await?.map_err(|refusal| unexpected(asked, refusal))?;
         if !reply.succeeded {
             return Ok(None);
         }
@@ -370,7 +390,7 @@ impl Shared {
         }
         let asked = self.asked("looking for the claim", false, &ours.claim.key);
         let look = || Txn::new().and_then(self.found_already(ours));
-        let mut reply = self.api.txn(asked, look).await?.map_err(|gone| unexpected(asked, gone))?;
+        let mut reply = self.api.txn(&asked, look).await?.map_err(|gone| unexpected(asked, gone))?;
         let (own, tombstone) = (reply.next(), reply.next());
         self.known(ours, &own, &tombstone).await
     }
@@ -391,25 +411,28 @@ impl Shared {
 
     /// Sends what may make the claim's entry, and keeps account of whether it was answered; `None` when the session is gone. It counts as under way
     /// until what comes with the reply is dropped: until then its entry's name is no other claim's.
-    async fn send<'a>(
+    #[allow(clippy::manual_async_fn)] // an `async fn` keeps room for its arguments twice
+    fn send<'a>(
         &'a self,
-        asked: Asked<'_>,
-        ours: Ours<'_>,
+        asked: &'a Asked<'a>,
+        ours: Ours<'a>,
         txn: impl Fn() -> Txn,
-    ) -> Result<Option<(Reply, Copy<'a>)>, BackendError> {
-        let mut copy = Copy::sent(self, ours.claim.id);
-        let answer = self.api.txn(asked, txn).await;
-        if answer.as_ref().is_err_and(is_full) {
-            self.notes().refused_for_room(ours.claim.id);
-        }
-        copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
-        match answer? {
-            Ok(reply) => Ok(Some((reply, copy))),
-            Err(Refusal::LeaseGone) => {
-                self.notes().drop_lease(ours.lease);
-                Ok(None)
+    ) -> impl Future<Output = Result<Option<(Reply, Copy<'a>)>, BackendError>> {
+        async move {
+            let mut copy = Copy::sent(self, &ours.claim.id);
+            let answer = self.api.txn(asked, &txn).await;
+            if answer.as_ref().is_err_and(is_full) {
+                self.notes().refused_for_room(ours.claim.id);
             }
-            Err(refusal) => Err(unexpected(asked, refusal)),
+            copy.answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
+            match answer? {
+                Ok(reply) => Ok(Some((reply, copy))),
+                Err(Refusal::LeaseGone) => {
+                    self.notes().drop_lease(ours.lease);
+                    Ok(None)
+                }
+                Err(refusal) => Err(unexpected(*asked, refusal)),
+            }
         }
     }
 
@@ -432,20 +455,20 @@ impl Shared {
 /// A copy of a claim on its way; counts as never answered unless it is told otherwise.
 pub(crate) struct Copy<'a> {
     shared: &'a Shared,
-    claim: ClaimId,
+    claim: &'a ClaimId,
     pub(crate) answered: bool,
 }
 
 impl<'a> Copy<'a> {
-    pub(crate) fn sent(shared: &'a Shared, claim: ClaimId) -> Self {
-        shared.notes().sent(claim);
+    pub(crate) fn sent(shared: &'a Shared, claim: &'a ClaimId) -> Self {
+        shared.notes().sent(*claim);
         Self { shared, claim, answered: false }
     }
 }
 
 impl Drop for Copy<'_> {
     fn drop(&mut self) {
-        self.shared.notes().done(self.claim, self.answered);
+        self.shared.notes().done(*self.claim, self.answered);
     }
 }
 

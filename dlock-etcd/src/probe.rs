@@ -120,7 +120,7 @@ async fn key(shared: &Shared) -> Option<Finding> {
         let never = Compare::create_revision(key.as_str(), CompareOp::Less, 0);
         Txn::new().when([never]).and_then([TxnOp::put(key.as_str(), "", None)]).or_else([TxnOp::get(key.as_str(), None)])
     };
-    let answer = shared.api.txn(asked, txn).await.and_then(|answer| answer.map_err(|refusal| unexpected(asked, refusal)));
+    let answer = shared.api.txn(&asked, txn).await.and_then(|answer| answer.map_err(|refusal| unexpected(asked, refusal)));
     match answer {
         Ok(_) => {
             Some(Finding::fine(Check::Permissions, format!("the key {key:?}, the one that was tried, may be read and written")))

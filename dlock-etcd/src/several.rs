@@ -30,9 +30,9 @@ impl Shared {
             puts.push(put(*one, value));
             looks.push(TxnOp::get(line.start, Some(by_creation(&line.end, SortOrder::Ascend, window(one.claim.mode)))));
         }
-        let mut copies: Vec<_> = claims.iter().map(|claim| Copy::sent(self, claim.id)).collect();
+        let mut copies: Vec<_> = claims.iter().map(|claim| Copy::sent(self, &claim.id)).collect();
         let txn = || Txn::new().when(conditions.as_slice()).and_then(puts.as_slice()).or_else(looks.as_slice());
-        let answer = self.api.txn(asked, txn).await;
+        let answer = self.api.txn(&asked, txn).await;
         let answered = answer.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Ambiguous || is_full(error));
         for copy in &mut copies {
             copy.answered = answered;

@@ -18,7 +18,7 @@ use std::fmt;
 use std::io::Write as _;
 use std::ops::Range;
 
-use dlock_core::{Claim, ClaimId, FencingToken, Holder, Key, Metadata, Mode, Published, SessionId};
+use dlock_core::{Claim, ClaimId, FencingToken, Holder, Key, Metadata, Mode, Publication, Published, SessionId};
 use etcd_client::KeyValue;
 
 /// A lease, which is what a session is in etcd.
@@ -207,8 +207,8 @@ pub(crate) fn token(created: i64) -> Option<FencingToken> {
 }
 
 /// What is kept as the value of an entry.
-pub(crate) fn json(metadata: &Metadata) -> Vec<u8> {
-    serde_json::to_vec(metadata).expect("a map of strings is always JSON")
+pub(crate) fn json(publication: Publication<'_>) -> Vec<u8> {
+    serde_json::to_vec(&publication).expect("a map of strings is always JSON")
 }
 
 #[cfg(test)]
