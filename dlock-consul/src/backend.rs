@@ -26,7 +26,7 @@ use crate::session;
 use crate::several;
 use crate::transport::Transport;
 use crate::watch::Watches;
-use crate::wire::{LOCK_FLAGS, Op, encode_value, json, parse_go_duration};
+use crate::wire::{LOCK_FLAGS, Op, encode, encode_value, json, parse_go_duration};
 
 /// A store of locks on Consul; cheap to clone, clones share connections and knowledge.
 #[derive(Clone, Debug)]
@@ -105,8 +105,9 @@ fn stand_in_line(capabilities: &mut Capabilities, has_checks: bool) {
     capabilities.claims_at_once = None;
 }
 
-fn fits(published: &Metadata, capabilities: &Capabilities) -> Result<(), BackendError> {
-    let (bytes, most) = (json(published).len(), capabilities.limits.metadata_bytes);
+/// Whether so much JSON can be published.
+fn fits(json: &[u8], capabilities: &Capabilities) -> Result<(), BackendError> {
+    let (bytes, most) = (json.len(), capabilities.limits.metadata_bytes);
     if bytes <= most {
         return Ok(());
     }
@@ -166,11 +167,12 @@ impl LockBackend for Consul {
     async fn claim(&self, session: &SessionId, claim: &Claim, place: Place) -> Result<Standing, BackendError> {
         let shared = &self.shared;
         self.shared.capabilities.check_mode(claim.mode)?;
-        fits(&claim.published(), &shared.capabilities)?;
+        let published = json(claim.publication());
+        fits(&published, &shared.capabilities)?;
         if let Some(fair) = &self.fair {
             return fair.claim(session, claim, place).await;
         }
-        let value = encode_value(&claim.published());
+        let value = encode(&published);
         // An earlier copy without an answer may have been applied: look before another guard is sent.
         let unanswered = shared.notes().claim(claim.id).is_some();
         let (known, guess) = {
@@ -303,7 +305,7 @@ impl LockBackend for Consul {
         amended.metadata = Some(Arc::new(metadata.clone()));
         let mut published = amended.published();
         if let Some(fair) = self.fair.as_ref().filter(|_| claim.mode != Mode::Exclusive) {
-            fits(&published, &shared.capabilities)?;
+            fits(&json(&published), &shared.capabilities)?;
             return fair.amend_ticket(session, claim, published).await;
         }
         for _ in 0..3 {
@@ -312,7 +314,7 @@ impl LockBackend for Consul {
             };
             // The write moves the index, by which the grant is known to others.
             published.set_token(token, session);
-            fits(&published, &shared.capabilities)?;
+            fits(&json(&published), &shared.capabilities)?;
             let value = encode_value(&published);
             let key = claim.key.as_str();
             let asked = Asked { what: "changing the metadata", writes: true, needs: Needs::KeyWrite(key) };
@@ -366,7 +368,7 @@ impl LockBackend for Consul {
 
     async fn claim_all(&self, session: &SessionId, claims: &[Claim]) -> Result<Together, BackendError> {
         self.shared.capabilities.check_together(claims)?;
-        let bytes: usize = claims.iter().map(|claim| json(&claim.published()).len()).sum();
+        let bytes: usize = claims.iter().map(|claim| json(claim.publication()).len()).sum();
         if bytes > METADATA_BYTES {
             let message =
                 format!("the metadata of all takes {bytes} bytes as JSON, Consul accepts {METADATA_BYTES} in a transaction");

@@ -9,7 +9,7 @@ use crate::classify::{Asked, Needs, excerpt};
 use crate::config::SessionOptions;
 use crate::notes::{ClaimState, Known, Notes};
 use crate::watch::Watches;
-use crate::wire::{Entry, LOCK_FLAGS, Op, TxnError, encode_value};
+use crate::wire::{Entry, LOCK_FLAGS, Op, TxnError, value_of};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -188,11 +188,7 @@ impl Shared {
     pub(crate) async fn undo(&self, session: &SessionId, claim: &Claim) -> Result<Release, BackendError> {
         let note = self.notes().claim(claim.id);
         let state = note.as_ref().map(|note| note.state);
-        let published = match note.and_then(|note| note.amended) {
-            Some(amended) => *amended,
-            None => claim.published(),
-        };
-        let value = encode_value(&published);
+        let value = value_of(claim, note.as_ref().and_then(|note| note.amended.as_deref()));
         if let Some(ClaimState::Held { index, .. }) = state {
             self.notes().note(claim.id, session, ClaimState::Releasing);
             if self.unlock(session, claim, index, &value, LOCK_FLAGS).await? {

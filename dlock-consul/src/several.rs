@@ -79,7 +79,7 @@ impl Shared {
     async fn attempt_all(&self, session: &SessionId, claims: &[Claim], guards: &[Known]) -> Result<Attempted, BackendError> {
         let Some(first) = claims.first() else { return Ok(Attempted::Held(Vec::new())) };
         let asked = Asked { what: "claiming several keys", writes: true, needs: Needs::KeyWrite(first.key.as_str()) };
-        let values: Vec<String> = claims.iter().map(|claim| encode_value(&claim.published())).collect();
+        let values: Vec<String> = claims.iter().map(|claim| encode_value(claim.publication())).collect();
         let mut ops = Vec::new();
         let mut unfenced_before = Vec::new();
         for ((claim, guard), value) in claims.iter().zip(guards).zip(&values) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use dlock_core::{ClaimId, FencingToken, Holder, Metadata, Published, SessionId};
+use dlock_core::{Claim, ClaimId, FencingToken, Holder, Metadata, Published, SessionId};
 use serde::{Deserialize, Serialize};
 
 /// The flags by which Go's `api.Lock` knows a lock; ours are the same, so that both exclude one another.
@@ -255,12 +255,22 @@ impl Entry {
 }
 
 /// What is kept under a held key, encoded as transactions carry it.
-pub(crate) fn encode_value(metadata: &Metadata) -> String {
-    STANDARD.encode(json(metadata))
+pub(crate) fn encode_value(published: impl Serialize) -> String {
+    encode(&json(published))
 }
 
-pub(crate) fn json(metadata: &Metadata) -> Vec<u8> {
-    serde_json::to_vec(metadata).expect("a map of strings is always JSON")
+pub(crate) fn encode(json: &[u8]) -> String {
+    STANDARD.encode(json)
+}
+
+/// The value of a claim's key, as it was amended or as it was claimed.
+pub(crate) fn value_of(claim: &Claim, amended: Option<&Metadata>) -> String {
+    amended.map_or_else(|| encode_value(claim.publication()), encode_value)
+}
+
+/// A claim's publication, or what became of it.
+pub(crate) fn json(published: impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(&published).expect("a map of strings is always JSON")
 }
 
 /// A duration as Go reads it, to the nanosecond: less than was asked for would be believed for too long.

@@ -110,7 +110,7 @@ impl Fair {
     /// Makes the claim's ticket, and shows the line with it.
     async fn place(&self, ours: &Ours<'_>) -> Result<Placed, BackendError> {
         let asked = Self::asked("claiming the key", true, ours);
-        let value = encode_value(&ours.claim.published());
+        let value = encode_value(ours.claim.publication());
         let ops = [
             Op::check_not_exists(&ours.tombstone),
             Op::check_not_exists(&ours.ticket),
@@ -225,7 +225,7 @@ impl Fair {
     async fn lock(&self, ours: &Ours<'_>, index: u64, guard: Known) -> Result<Granted, BackendError> {
         let Ours { session, claim, ticket, .. } = ours;
         let asked = Self::asked("claiming the key", true, ours);
-        let (key, value) = (claim.key.as_str(), encode_value(&claim.published()));
+        let (key, value) = (claim.key.as_str(), encode_value(claim.publication()));
         let (placed, lock) = match claim.mode {
             Mode::Exclusive => {
                 let mut notes = self.notes();

@@ -5,7 +5,7 @@ use dlock_core::{BackendError, ErrorKind, Mode, Release};
 use super::Fair;
 use super::line::{Ours, refused, says};
 use crate::notes::{ClaimState, Known};
-use crate::wire::{LOCK_FLAGS, Op, encode_value};
+use crate::wire::{LOCK_FLAGS, Op, value_of};
 
 impl Fair {
     /// Undoes what the claim has, and keeps out what is still under way of it.
@@ -20,8 +20,8 @@ impl Fair {
         };
         if let (true, Some(ClaimState::Held { index, .. })) = (may_lock, state) {
             self.shared.notes().note(claim.id, ours.session, ClaimState::Releasing);
-            let published = note.and_then(|note| note.amended).map_or_else(|| claim.published(), |amended| *amended);
-            if self.give_back(ours, index, &encode_value(&published), may_arrive).await? {
+            let value = value_of(claim, note.as_ref().and_then(|note| note.amended.as_deref()));
+            if self.give_back(ours, index, &value, may_arrive).await? {
                 self.forget(ours);
                 return Ok(Release::Released);
             }
