@@ -67,12 +67,8 @@ impl LockGuard {
         }
         // Time for two attempts; what is dropped half-way goes on in the session's keeper.
         let limit = now.plus(Lease::attempt(session.ttl()).max(LEAST_ATTEMPT) * 2 + LEAST_ATTEMPT);
-        let undone = tokio::select! {
-            biased;
-            undone = Undoing::new(Arc::clone(&session), owed).run() => undone,
-            () = clock.sleep_until(limit) => Undone::GivenUp,
-        };
-        match undone {
+        let undone = Undoing::new(Arc::clone(&session), owed).run_until(limit).await;
+        match undone.unwrap_or(Undone::GivenUp) {
             Undone::Answered(Release::Released | Release::Unfenced { had: true }) => Ok(ReleaseOutcome::Released),
             Undone::Answered(Release::NotHeld | Release::Unfenced { had: false }) | Undone::WithSession => {
                 Ok(ReleaseOutcome::NotHeld)

@@ -22,9 +22,14 @@ impl Undoing {
     }
 
     /// Releases until the store has answered, the session is gone, or patience has ended. Free to drop.
-    pub(crate) async fn run(mut self) -> Undone {
-        let undone = self.drive().await;
-        let Some(owed) = self.owed.take() else { return undone };
+    pub(crate) async fn run(self) -> Undone {
+        self.run_until(Moment::FAR_FUTURE).await.unwrap_or(Undone::GivenUp)
+    }
+
+    /// The same until that moment; `None` when it came first. What is not done by then goes back to the session's keeper.
+    pub(crate) async fn run_until(mut self, limit: Moment) -> Option<Undone> {
+        let undone = self.drive(limit).await?;
+        let Some(owed) = self.owed.take() else { return Some(undone) };
         let session = &self.session;
         // What was never answered and cannot be fenced, or was never given back, must not be renewed for ever.
         let unfenced = match undone {
@@ -35,7 +40,7 @@ impl Undoing {
         #[cfg(dlock_planted)]
         if Bug::OrphanRenewed.is_on() && undone == Undone::GivenUp {
             session.settled(owed.claim.id);
-            return undone;
+            return Some(undone);
         }
         if undone == Undone::GivenUp || unfenced {
             tracing::warn!(key = %owed.claim.key, claim = %owed.claim.id, ?undone, "retiring the session of an unsure release");
@@ -49,18 +54,18 @@ impl Undoing {
             drop(owed);
             session.settled(id);
         }
-        undone
+        Some(undone)
     }
 
-    async fn drive(&mut self) -> Undone {
+    async fn drive(&mut self, limit: Moment) -> Option<Undone> {
         let session = Arc::clone(&self.session);
         let clock = session.clock();
-        let Some(owed) = &mut self.owed else { return Undone::WithSession };
-        let Some(id) = session.id() else { return Undone::WithSession };
+        let Some(owed) = &mut self.owed else { return Some(Undone::WithSession) };
+        let Some(id) = session.id() else { return Some(Undone::WithSession) };
         // A session that only expired may still be alive at the store, so its claims are released all the same.
         let is_gone = || session.loss() == Some(Loss::SessionGone);
         if is_gone() {
-            return Undone::WithSession;
+            return Some(Undone::WithSession);
         }
         let gone = async {
             loop {
@@ -77,16 +82,16 @@ impl Undoing {
         let release = async {
             let mut now = clock.now();
             if now < from {
-                clock.sleep_until(from).await;
+                clock.sleep_until(from.min(limit)).await;
                 now = clock.now();
             }
             let attempt = Lease::attempt(ttl).max(LEAST_ATTEMPT);
             if let Some(call) = under_way.as_mut() {
-                let limit = now.plus(attempt);
+                let heard_out = now.plus(attempt).min(limit);
                 tokio::select! {
                     biased;
                     () = call => {}
-                    () = clock.sleep_until(limit) => {}
+                    () = clock.sleep_until(heard_out) => {}
                 }
                 now = clock.now();
             }
@@ -95,14 +100,16 @@ impl Undoing {
             let ttl = if Bug::OrphanRenewed.is_on() { std::time::Duration::ZERO } else { ttl };
             let mut undo = Undo::new(attempt, ttl);
             let mut event = UndoEvent::Started;
+            // Whatever is waited for is waited for until the limit: a timer of its own would be set for every release.
             loop {
                 event = match undo.step(event, now, Chance(fastrand::u32(..))) {
-                    UndoStep::Done(undone) => return undone,
+                    UndoStep::Done(undone) => return Some(undone),
+                    _ if now >= limit => return None,
                     UndoStep::Pause { until } => {
-                        clock.sleep_until(until).await;
+                        clock.sleep_until(until.min(limit)).await;
                         UndoEvent::Elapsed
                     }
-                    UndoStep::Release { until } => release_once(&*session.backend, &id, &claim, clock, until).await,
+                    UndoStep::Release { until } => release_once(&*session.backend, &id, &claim, clock, until.min(limit)).await,
                 };
                 now = clock.now();
             }
@@ -111,7 +118,7 @@ impl Undoing {
             biased;
             // First, so that a release that is answered at once waits for nothing else.
             undone = release => undone,
-            () = gone => Undone::WithSession,
+            () = gone => Some(Undone::WithSession),
         }
     }
 }

@@ -238,7 +238,6 @@ impl<'a> Acquisition<'a> {
                 Some(async move { Answer::Woken(backend.wait(&session, &claim, cursor).await) }.boxed())
             }
         };
-        let clock = self.engine.clock;
         let Some(seat) = &attempt.seat else { return Ok(AcquireEvent::SessionLost) };
         let call: OptionFuture<_> = attempt.call.as_mut().into();
         let event = tokio::select! {
@@ -246,8 +245,7 @@ impl<'a> Acquisition<'a> {
             Some(answer) = call => self.hear(answer, &seat.session),
             // The call stays under way: it is heard out before its claim is undone.
             () = over(&seat.session) => return Ok(AcquireEvent::SessionLost),
-            error = self.interrupted(None) => return Err(error),
-            () = clock.sleep_until(until) => AcquireEvent::Elapsed,
+            waited = self.wait_until(until) => waited.map(|()| AcquireEvent::Elapsed)?,
         };
         attempt.call = None;
         Ok(event)
@@ -336,19 +334,26 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Returns when the caller or the locker wants no more of it; reports a long wait in passing.
+    /// Returns when the caller or the locker wants no more of it.
     async fn interrupted(&mut self, deadline: Option<Moment>) -> LockError {
+        match self.wait_until(deadline.unwrap_or(Moment::FAR_FUTURE)).await {
+            Ok(()) => self.timed_out(),
+            Err(error) => error,
+        }
+    }
+
+    /// Returns at that moment, or with an error when the caller or the locker wants no more of it; reports a long wait in passing, by the same timer.
+    async fn wait_until(&mut self, moment: Moment) -> Result<(), LockError> {
         let clock = self.engine.clock;
-        let deadline = deadline.unwrap_or(Moment::FAR_FUTURE);
         loop {
             tokio::select! {
                 biased;
-                () = self.options.cancelled() => return LockError::Cancelled { key: self.key.clone() },
-                () = self.engine.stopping.cancelled() => return LockError::ShutDown,
-                () = clock.sleep_until(deadline.min(self.report_at)) => {
+                () = self.options.cancelled() => return Err(LockError::Cancelled { key: self.key.clone() }),
+                () = self.engine.stopping.cancelled() => return Err(LockError::ShutDown),
+                () = clock.sleep_until(moment.min(self.report_at)) => {
                     let now = clock.now();
-                    if now >= deadline {
-                        return self.timed_out();
+                    if now >= moment {
+                        return Ok(());
                     }
                     let waited = now.saturating_since(self.started);
                     let last_holder = self.holder.as_ref().and_then(Holder::owner);
