@@ -80,15 +80,15 @@ impl Plan {
     /// All of it.
     pub fn whole() -> Self {
         Self {
-            pairs: (60, 50),
+            pairs: (120, 50),
             commands: 20,
-            handovers: (5, Duration::from_millis(1_500)),
+            handovers: (4, Duration::from_millis(1_500)),
             handovers_of_two: (15, Duration::from_secs(1)),
             waiters: &[1, 10, 100],
             waiters_within: &[1, 10, 100],
             idle: Duration::from_secs(60),
             held: &[1, 100, 1_000],
-            throughput: (5, 2_000),
+            throughput: (8, 2_000),
             keys: &[1, 10, 100, 10_000],
             overhead: (60, 1_000),
             clients: &[1_000, 10_000, 100_000],
