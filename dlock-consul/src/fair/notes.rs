@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use dlock_core::{ClaimId, Key, SessionId};
+use tokio::time::Instant;
 
 use crate::wire::Entry;
 
@@ -32,6 +33,8 @@ pub(crate) struct ClaimNote {
     /// Its ticket, when it last stood in line, and the index of that.
     pub(crate) own: Option<Awaited>,
     pub(crate) index: u64,
+    /// When it was first sent.
+    pub(crate) began: Instant,
     pub(crate) awaits: Awaits,
     /// Others were ahead of it.
     pub(crate) stood_behind: bool,
@@ -99,6 +102,7 @@ impl Notes {
             may_lock: false,
             own: None,
             index: 0,
+            began: Instant::now(),
             awaits: Awaits::Nothing,
             stood_behind: false,
             next: false,

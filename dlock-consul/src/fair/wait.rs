@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use dlock_core::{BackendError, Claim, Cursor, Hint, Key, Mode, Woken};
 use futures_util::future::select_all;
+use tokio::time::sleep_until;
 
 use super::Fair;
-use super::notes::{Awaited, Awaits};
+use super::notes::{Awaited, Awaits, ClaimNote};
 use super::tickets::{FIRST, line};
 use crate::api::Shown;
 use crate::notes::Known;
 use crate::wire::Entry;
 
-/// Who waits for less does not watch its own ticket: it would cost a connection, which its turn would close at the moment of the handover.
+/// Who stands in line for less does not watch its own ticket: it would cost a connection, which its turn would close at the moment of the handover.
 const SETTLED_AFTER: Duration = Duration::from_millis(250);
 
 impl Fair {
@@ -25,20 +26,20 @@ impl Fair {
         let since = Cursor(cursor.0.max(note.index));
         // The key may have been locked unheard, which outlives the ticket: asking finds out.
         let left = if note.may_lock { Hint::MaybeFree } else { Hint::ClaimGone };
-        match note.awaits {
+        match &note.awaits {
             Awaits::Nothing => Ok(Woken { cursor, hint: Hint::MaybeFree }),
             Awaits::Key => tokio::select! {
                 biased;
                 woken = self.key_changed(&claim.key, cursor) => woken,
-                woken = self.place_gone(&own, since, left) => woken,
+                woken = self.place_gone(&own, &note, since, left) => woken,
             },
             Awaits::Tickets(awaited) => match awaited.as_slice() {
                 [before] => tokio::select! {
                     biased;
                     woken = self.predecessor_gone(claim, before, since) => woken,
-                    woken = self.place_gone(&own, since, left) => woken,
+                    woken = self.place_gone(&own, &note, since, left) => woken,
                 },
-                _ => self.one_gone(&claim.key, &awaited, &own, since).await,
+                _ => self.one_gone(&claim.key, awaited, &own, since).await,
             },
         }
     }
@@ -77,10 +78,12 @@ impl Fair {
         Ok(woken)
     }
 
-    /// Returns when the claim's own ticket is not its session's any more; heard of what happened earlier as soon as this has lasted.
-    async fn place_gone(&self, own: &Awaited, cursor: Cursor, hint: Hint) -> Result<Woken, BackendError> {
-        tokio::time::sleep(SETTLED_AFTER).await;
-        self.ticket_gone(own, cursor, hint).await
+    /// Returns when the claim's own ticket is not its session's any more, and not before it has settled: what happened earlier is told then.
+    async fn place_gone(&self, own: &Awaited, note: &ClaimNote, cursor: Cursor, hint: Hint) -> Result<Woken, BackendError> {
+        sleep_until(note.began + SETTLED_AFTER).await;
+        // As of when it was seen: what is known of the key may be later than what became of the ticket.
+        let Woken { hint, .. } = self.ticket_gone(own, Cursor(note.index), hint).await?;
+        Ok(Woken { cursor, hint })
     }
 
     /// Returns when the ticket is not its session's any more.
