@@ -74,7 +74,8 @@ pub enum Work {
 }
 
 impl Work {
-    /// Whether its heap or its instructions are counted, the former among the latter.
+    /// Whether the heap is counted: that of [`Hold`](Self::Hold) is reported, and the instructions of [`Operate`](Self::Operate) are recorded with those of
+    /// counting.
     pub fn is_counted(&self) -> bool {
         matches!(self, Self::Hold { .. } | Self::Operate { .. })
     }
@@ -327,7 +328,7 @@ async fn done(work: Work) -> Outcome<()> {
                 holds.push(hold);
             }
             told_to_go_on().await?;
-            let grown = heap_in_use().saturating_sub(before) as f64;
+            let grown = (heap_in_use() - before) as f64;
             let heap = (locks > 1).then(|| grown / (locks - 1) as f64);
             println!("{}", Kept { heap, tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks() });
             holds.push(first);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dlock::Locker;
-use dlock_counts::heap_in_use;
+use dlock_counts::{count, heap_in_use};
 use dlock_testkit::memory::{Call, Control, Memory, Outage, Profile};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -126,6 +126,7 @@ where
 }
 
 async fn fleet(clients: usize) -> Outcome<Fleet> {
+    count(true);
     let began = heap_in_use();
     let memory = store(Profile::Queue);
     let mut meter = Meter::new(memory.control());
@@ -143,7 +144,11 @@ async fn fleet(clients: usize) -> Outcome<Fleet> {
     }
     let starting = meter.seconds(START as usize).await;
     let idle = meter.seconds(IDLE).await;
-    let heap = heap_in_use().saturating_sub(began) as f64 / clients as f64;
+    let heap = (heap_in_use() - began) as f64 / clients as f64;
+    count(false);
+    if heap <= 0.0 {
+        return Err("the heap of the clients was not counted".into());
+    }
     let control = memory.control();
     control.outage(Some(Outage::Failing));
     let refused = meter.seconds(REFUSED).await;
