@@ -5,7 +5,7 @@ use dlock_testkit::memory::{Call, Profile};
 
 use crate::arm::Arm;
 use crate::report::Findings;
-use crate::scenario::handover::Placement;
+use crate::scenario::handover::{JUDGED, Placement};
 use crate::scenario::scale::profile_name;
 use crate::stats::Samples;
 
@@ -77,7 +77,7 @@ fn handovers(findings: &Findings, verdicts: &mut Vec<Verdict>) {
         let spread = findings.handover.iter().filter(|one| one.placement == Placement::Spread);
         spread.filter(|one| one.arm == arm).find(|one| one.waiters == waiters).map(|one| &one.samples)
     };
-    for arm in [Arm::Etcd, Arm::Consul, Arm::Fair] {
+    for arm in JUDGED {
         let demand =
             format!("handover to the other of two processes, {}: at most {HANDOVER} times the same requests sent bare", arm.name());
         verdicts.extend(at_most(demand, samples(arm, 1), samples(arm.handover_floor(), 1), HANDOVER));

@@ -41,6 +41,8 @@ pub struct Handover {
     pub failure: Option<String>,
 }
 
+/// Those whose handover from one process to the other is held against that of the bare pair.
+pub const JUDGED: [Arm; 3] = [Arm::Etcd, Arm::Consul, Arm::Fair];
 /// Of a round so much is counted.
 const COUNTED: f64 = 0.6;
 /// So many contenders are counted at once, where none has more: whoever is kept from waiting again in time makes fewer requests.
@@ -147,15 +149,15 @@ impl Handover {
         }
     }
 
-    /// Whether it is one of the pairs whose ratio is judged.
+    /// Whether its ratio is judged, or is what such a one is judged by.
     fn is_judged(&self) -> bool {
-        let judged = [Arm::Etcd, Arm::Consul, Arm::Fair].map(|arm| [arm, arm.handover_floor()]);
+        let judged = JUDGED.map(|arm| [arm, arm.handover_floor()]);
         self.placement == Placement::Spread && self.waiters == 1 && judged.as_flattened().contains(&self.arm)
     }
 
     /// How long a round lasts: longer where tenures are.
     fn length(&self, plan: &Plan) -> Duration {
-        let usual = if self.is_judged() { plan.handovers_of_two.1 } else { plan.handovers.1 };
+        let usual = if self.is_judged() { plan.handovers_judged.1 } else { plan.handovers.1 };
         usual.mul_f64(self.hold().div_duration_f64(HOLD).clamp(1.0, 3.0))
     }
 
@@ -163,7 +165,7 @@ impl Handover {
     fn rounds(&self, plan: &Plan) -> usize {
         let (usual, _) = plan.handovers;
         match self.arm {
-            _ if self.is_judged() => plan.handovers_of_two.0,
+            _ if self.is_judged() => plan.handovers_judged.0,
             arm if arm.is_command() => usual.div_ceil(2),
             _ => usual,
         }

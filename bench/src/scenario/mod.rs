@@ -56,8 +56,8 @@ pub struct Plan {
     pub commands: usize,
     /// Rounds of handovers, and how long one lasts.
     pub handovers: (usize, Duration),
-    /// The same for those between two processes, one of which waits, which are judged.
-    pub handovers_of_two: (usize, Duration),
+    /// The same of those that are [judged](handover::JUDGED): one waits, in another process.
+    pub handovers_judged: (usize, Duration),
     /// How many wait.
     pub waiters: &'static [usize],
     /// How many wait where all are in one process.
@@ -83,7 +83,7 @@ impl Plan {
             pairs: (120, 50),
             commands: 20,
             handovers: (4, Duration::from_millis(1_500)),
-            handovers_of_two: (15, Duration::from_secs(1)),
+            handovers_judged: (15, Duration::from_secs(1)),
             waiters: &[1, 10, 100],
             waiters_within: &[1, 10, 100],
             idle: Duration::from_secs(60),
@@ -101,7 +101,7 @@ impl Plan {
             pairs: (30, 25),
             commands: 5,
             handovers: (2, Duration::from_millis(600)),
-            handovers_of_two: (2, Duration::from_millis(600)),
+            handovers_judged: (2, Duration::from_millis(600)),
             waiters: &[1, 10],
             waiters_within: &[10],
             idle: Duration::from_secs(15),

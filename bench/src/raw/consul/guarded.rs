@@ -4,17 +4,18 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::Value;
-
-use super::{Agent, By, check_index, check_not_exists};
+use super::{Agent, By, Results, check_index, check_not_exists};
 use crate::Outcome;
 
-/// Takes keys by locking them.
+/// Takes keys by locking them, each by one task at a time: Consul locks a key twice for the same session.
 pub struct Guarded {
     agent: Agent,
     /// The indices at which the keys stand.
     stands: Mutex<HashMap<String, Option<u64>>>,
 }
+
+/// So often others may be faster.
+const MOST: usize = 10_000;
 
 impl Guarded {
     /// Opens the session at an agent.
@@ -24,8 +25,11 @@ impl Guarded {
 
     /// Takes a key, and waits for it while another has it.
     pub async fn lock(&self, key: &str) -> Outcome<()> {
-        while !self.change("lock", key).await? {
-            let mut answer = self.agent.get(key).await?;
+        for _ in 0..MOST {
+            if self.change("lock", key).await? {
+                return Ok(());
+            }
+            let mut answer = self.agent.get(&format!("{key}?consistent")).await?;
             loop {
                 let index = answer.index.ok_or("Consul told no index")?;
                 match answer.entries()?.first() {
@@ -36,7 +40,7 @@ impl Guarded {
                 }
             }
         }
-        Ok(())
+        Err("a raw client of Consul is refused again and again".into())
     }
 
     /// Gives the key back.
@@ -49,10 +53,9 @@ impl Guarded {
         let stands = self.stands().get(key).copied();
         let guard = stands.flatten().map_or_else(|| check_not_exists(key), |index| check_index(key, index));
         let Some(told) = self.agent.txn(format!("[{guard},{}]", self.agent.flagged(verb, key))).await? else { return Ok(false) };
-        let told: Value = serde_json::from_slice(&told)?;
-        let changed = told["Results"].as_array().and_then(|results| results.last());
-        let index = changed.and_then(|changed| changed["KV"]["ModifyIndex"].as_u64()).ok_or("Consul told no index")?;
-        self.stood(key, Some(index));
+        let Results { results } = serde_json::from_slice(&told)?;
+        let changed = results.last().ok_or("Consul told nothing of the key")?;
+        self.stood(key, Some(changed.entry.modify_index));
         Ok(true)
     }
 

@@ -9,12 +9,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use serde::Deserialize;
-
-use super::{Agent, By, Entry, FLAGS, check_index, check_not_exists};
+use super::{Agent, By, FLAGS, Results, check_index, check_not_exists};
 use crate::Outcome;
 
-/// Takes keys by standing in line.
+/// Takes keys by standing in line, each by one task at a time: an older answer to another would take the place of a later one.
 pub struct Line {
     agent: Agent,
     tickets: AtomicU64,
@@ -37,18 +35,6 @@ const FIRST: u64 = FLAGS + 2;
 
 /// No key has this index.
 const ABSENT: u64 = 0;
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Results {
-    results: Vec<Shown>,
-}
-
-#[derive(Deserialize)]
-struct Shown {
-    #[serde(rename = "KV")]
-    entry: Entry,
-}
 
 /// What stood before a ticket that was just made.
 struct Seen {

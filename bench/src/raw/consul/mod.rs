@@ -6,11 +6,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -24,8 +25,9 @@ pub mod line;
 
 /// A client with a session of its own.
 pub struct Agent {
-    address: String,
-    txn: Uri,
+    /// Where the keys are.
+    keys: Url,
+    txn: Url,
     session: String,
     /// In base64, which Consul demands.
     value: String,
@@ -66,6 +68,19 @@ struct Entry {
     create_index: u64,
     modify_index: u64,
     session: Option<String>,
+}
+
+/// What a transaction brought.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Results {
+    results: Vec<Shown>,
+}
+
+#[derive(Deserialize)]
+struct Shown {
+    #[serde(rename = "KV")]
+    entry: Entry,
 }
 
 /// As many connections for requests that are answered at once as dlock uses by default, whatever the concurrency.
@@ -114,9 +129,9 @@ impl Agent {
         let create = format!("http://{address}/v1/session/create").parse()?;
         let opened: Value = serde_json::from_slice(&short.ask(Method::PUT, create, session).await?.body)?;
         let session = opened["ID"].as_str().ok_or("Consul opened no session")?.to_owned();
-        let txn = format!("http://{address}/v1/txn").parse()?;
-        let (address, room) = (address.to_owned(), Semaphore::new(CONNECTIONS));
-        Ok(Self { address, txn, session, value: BASE64.encode(value()), short, waiting: client(by)?, room })
+        let (keys, txn) = (format!("http://{address}/v1/kv/").parse()?, format!("http://{address}/v1/txn").parse()?);
+        let room = Semaphore::new(CONNECTIONS);
+        Ok(Self { keys, txn, session, value: BASE64.encode(value()), short, waiting: client(by)?, room })
     }
 
     /// One operation on a key that concerns the session, as a transaction has it.
@@ -144,16 +159,20 @@ impl Agent {
     /// A request that is answered at once.
     async fn get(&self, target: &str) -> Outcome<Answer> {
         let _room = self.room.acquire().await?;
-        self.short.ask(Method::GET, self.uri(target)?, String::new()).await
+        self.short.ask(Method::GET, self.url(target), String::new()).await
     }
 
     /// A request that may wait.
     async fn wait(&self, target: &str) -> Outcome<Answer> {
-        self.waiting.ask(Method::GET, self.uri(target)?, String::new()).await
+        self.waiting.ask(Method::GET, self.url(target), String::new()).await
     }
 
-    fn uri(&self, target: &str) -> Outcome<Uri> {
-        Ok(format!("http://{}/v1/kv/{target}", self.address).parse()?)
+    fn url(&self, target: &str) -> Url {
+        let (key, query) = target.split_once('?').map_or((target, None), |(key, query)| (key, Some(query)));
+        let mut url = self.keys.clone();
+        url.set_path(&format!("{}{key}", self.keys.path()));
+        url.set_query(query);
+        url
     }
 }
 
@@ -173,16 +192,16 @@ impl Answer {
 }
 
 impl Http {
-    async fn ask(&self, method: Method, uri: Uri, body: String) -> Outcome<Answer> {
+    async fn ask(&self, method: Method, url: Url, body: String) -> Outcome<Answer> {
         let index = |headers: &HeaderMap| headers.get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
         match self {
             Self::Reqwest(client) => {
-                let answer = client.request(method, uri.to_string()).body(body).send().await?;
+                let answer = client.request(method, url).body(body).send().await?;
                 let (status, index) = (answer.status(), index(answer.headers()));
                 Ok(Answer { status, index, body: answer.bytes().await? })
             }
             Self::Pool(client) => {
-                let request = Request::builder().method(method).uri(uri).body(Full::from(body))?;
+                let request = Request::builder().method(method).uri(url.as_str()).body(Full::from(body))?;
                 let answer = client.request(request).await?;
                 let (status, index) = (answer.status(), index(answer.headers()));
                 Ok(Answer { status, index, body: answer.into_body().collect().await?.to_bytes() })
