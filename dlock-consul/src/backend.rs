@@ -106,8 +106,8 @@ fn stand_in_line(capabilities: &mut Capabilities, has_checks: bool) {
 }
 
 /// Whether so much JSON can be published.
-fn fits(json: &[u8], capabilities: &Capabilities) -> Result<(), BackendError> {
-    let (bytes, most) = (json.len(), capabilities.limits.metadata_bytes);
+fn fits(published: &[u8], capabilities: &Capabilities) -> Result<(), BackendError> {
+    let (bytes, most) = (published.len(), capabilities.limits.metadata_bytes);
     if bytes <= most {
         return Ok(());
     }

@@ -38,6 +38,7 @@ fn metadata(entries: &BTreeMap<&str, String>) -> Metadata {
 
 #[test]
 fn it_is_the_same_to_the_byte_as_the_map_of_it() {
+    assert!(Metadata::RESERVED.iter().all(|name| NAMES.contains(name)), "{:?}", Metadata::RESERVED);
     let mut claims = vec![claim(None)];
     for chosen in 0..1_u32 << NAMES.len() {
         let chosen = NAMES.into_iter().enumerate().filter(|(bit, _)| chosen >> bit & 1 == 1);

@@ -273,6 +273,7 @@ impl Api {
                 elsewhere -= 1;
                 let connected = match self.endpoints.present() {
                     Some(connected) => connected,
+                    // Apart, since every call carries what this takes, and hardly one connects.
                     None => match Box::pin(self.endpoints.connect()).await {
                         Ok(connected) => connected,
                         Err(error) => match not_connected(*asked, error) {

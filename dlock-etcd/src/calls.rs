@@ -9,25 +9,25 @@ use etcd_client::{Error, TxnResponse};
 use tokio_util::sync::ReusableBoxFuture;
 
 type Answer = Result<TxnResponse, Error>;
-type Place = ReusableBoxFuture<'static, Answer>;
+type Slot = ReusableBoxFuture<'static, Answer>;
 
 /// Where calls are under way, and where some were.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
-    idle: Mutex<Vec<Place>>,
+    idle: Mutex<Vec<Slot>>,
 }
 
-/// So many places are kept that no call is in.
+/// So many places are kept that no call is in, of two KiB or three each: enough for those that end while others begin.
 const IDLE: usize = 64;
 
 /// A call under way. Given up when dropped: its place goes with it.
 pub(crate) struct UnderWay<'a> {
     calls: &'a Calls,
-    place: Option<Place>,
+    place: Option<Slot>,
 }
 
 impl Calls {
-    fn idle(&self) -> MutexGuard<'_, Vec<Place>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Slot>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -39,7 +39,7 @@ impl Calls {
                 place.set(call);
                 place
             }
-            None => Place::new(call),
+            None => Slot::new(call),
         };
         UnderWay { calls: self, place: Some(place) }
     }
@@ -50,7 +50,7 @@ impl Future for UnderWay<'_> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
         let this = self.get_mut();
-        let Some(place) = &mut this.place else { return Poll::Pending };
+        let place = this.place.as_mut().expect("a call that is done is not polled again");
         let answer = ready!(place.poll(context));
         // What is done has let go of all it had.
         if let Some(place) = this.place.take() {

@@ -96,8 +96,8 @@ impl Endpoints {
         self.all[self.current.load(Ordering::Relaxed)].connected()
     }
 
-    /// The connection that calls go over now, made if there is none. An endpoint that cannot be reached is left for the next, so that it
-    /// costs one connect limit once. Free to drop.
+    /// The same, made if there is none, which takes kilobytes. An endpoint that cannot be reached is left for the next, so that it costs one connect limit
+    /// once. Free to drop.
     pub(crate) async fn connect(&self) -> Result<Arc<Connected>, NotConnected> {
         loop {
             let place = self.current.load(Ordering::Relaxed);
@@ -114,8 +114,7 @@ impl Endpoints {
                 return Ok(connected);
             }
             let patience = Patience { endpoints: self, place, since: Instant::now() };
-            // Apart, since every call carries what this takes, and hardly one connects.
-            let connecting = timeout(self.limit, Box::pin(self.dial(endpoint))).await;
+            let connecting = timeout(self.limit, self.dial(endpoint)).await;
             std::mem::forget(patience);
             let unreachable = |source| {
                 self.leave(place);

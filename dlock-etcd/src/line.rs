@@ -111,6 +111,7 @@ impl Shared {
         }
         let created = reply.revision;
         let nearest = match reply.shown(asked) {
+            // The grant is noted with the same revision.
             Ok(nearest) if nearest.count == 0 => return self.stands(ours, created, created, Ahead::nobody()),
             shown => {
                 self.notes().entered(claim.id, created);
