@@ -104,7 +104,7 @@ impl Undoing {
             loop {
                 event = match undo.step(event, now, Chance(fastrand::u32(..))) {
                     UndoStep::Done(undone) => return Some(undone),
-                    _ if now >= limit => return None,
+                    _ if now >= limit => return is_gone().then_some(Undone::WithSession),
                     UndoStep::Pause { until } => {
                         clock.sleep_until(until.min(limit)).await;
                         UndoEvent::Elapsed

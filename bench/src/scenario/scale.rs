@@ -87,6 +87,8 @@ pub fn expected(plan: &Plan) -> Duration {
 
 /// All fleets and crowds.
 pub async fn measure(plan: &Plan) -> Outcome<(Vec<Fleet>, Vec<Crowd>)> {
+    // What follows is timed by nobody.
+    count(true);
     let (mut fleets, mut crowds) = (Vec::new(), Vec::new());
     for &clients in plan.clients {
         progress::say(&format!("scale: {clients} clients with a lock each"));
@@ -126,7 +128,6 @@ where
 }
 
 async fn fleet(clients: usize) -> Outcome<Fleet> {
-    count(true);
     let began = heap_in_use();
     let memory = store(Profile::Queue);
     let mut meter = Meter::new(memory.control());
@@ -145,7 +146,6 @@ async fn fleet(clients: usize) -> Outcome<Fleet> {
     let starting = meter.seconds(START as usize).await;
     let idle = meter.seconds(IDLE).await;
     let heap = (heap_in_use() - began) as f64 / clients as f64;
-    count(false);
     if heap <= 0.0 {
         return Err("the heap of the clients was not counted".into());
     }
