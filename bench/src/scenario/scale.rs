@@ -92,7 +92,11 @@ pub async fn measure(plan: &Plan) -> Outcome<(Vec<Fleet>, Vec<Crowd>)> {
     let (mut fleets, mut crowds) = (Vec::new(), Vec::new());
     for &clients in plan.clients {
         progress::say(&format!("scale: {clients} clients with a lock each"));
-        fleets.push(simulated(move || fleet(clients)).await?);
+        let fleet = simulated(move || fleet(clients)).await?;
+        if fleet.heap <= 0.0 {
+            return Err("the heap of the clients was not counted".into());
+        }
+        fleets.push(fleet);
     }
     for profile in [Profile::Queue, Profile::Line, Profile::Slot] {
         for &waiters in FEW.iter().chain(plan.clients) {
@@ -146,9 +150,6 @@ async fn fleet(clients: usize) -> Outcome<Fleet> {
     let starting = meter.seconds(START as usize).await;
     let idle = meter.seconds(IDLE).await;
     let heap = (heap_in_use() - began) as f64 / clients as f64;
-    if heap <= 0.0 {
-        return Err("the heap of the clients was not counted".into());
-    }
     let control = memory.control();
     control.outage(Some(Outage::Failing));
     let refused = meter.seconds(REFUSED).await;
