@@ -33,7 +33,7 @@ pub struct AcquirePlan {
     pub retry: RetryPolicy,
     /// When to give up.
     pub deadline: Option<Moment>,
-    /// How long one claim or confirm may take.
+    /// How long one claim or confirm may take, from when it is sent; and how long it is queued while nothing is answered.
     pub attempt: Duration,
     /// How long one wait may take before the claim asks again by itself.
     pub longest_wait: Duration,
@@ -43,7 +43,7 @@ pub struct AcquirePlan {
 enum State {
     New,
     NeedsSession,
-    Claiming { until: Moment },
+    Claiming { until: Moment, queued: bool },
     Waiting { cursor: Cursor, kept: bool, since: Moment, until: Moment },
     Confirming { cursor: Cursor, until: Moment },
     Paused { until: Moment, next: Next },
@@ -77,6 +77,10 @@ pub enum AcquireEvent {
         /// What seems to have happened.
         hint: Hint,
     },
+    /// The claim or confirm is not sent yet: as much is under way as the store is asked at once, and that is answered. Its time begins anew.
+    Queued,
+    /// The claim or confirm that was queued is sent now, and its time begins.
+    Sent,
     /// The call under way brought no usable answer.
     Failed(ErrorKind),
     /// The moment until which the action was to go on has come.
@@ -200,6 +204,12 @@ impl Acquire {
             (State::Claiming { .. } | State::Confirming { .. }, AcquireEvent::Answered(standing)) => {
                 self.stand(&standing, now, chance);
             }
+            (State::Claiming { .. }, AcquireEvent::Queued) => self.queue_claim(true, now),
+            (State::Claiming { .. }, AcquireEvent::Sent) => self.queue_claim(false, now),
+            (State::Confirming { cursor, .. }, AcquireEvent::Queued | AcquireEvent::Sent) => {
+                let next = Next::Confirm { cursor: *cursor };
+                self.go(next, now);
+            }
             (State::Waiting { kept, since, .. }, AcquireEvent::Woken { cursor, hint }) => {
                 let (kept, early) = (*kept, now.saturating_since(*since) < Self::RACE_JITTER);
                 self.failures = 0;
@@ -218,9 +228,11 @@ impl Acquire {
                 let next = Next::Wait { cursor: *cursor, kept: *kept };
                 self.fail(kind, next, now, chance);
             }
-            (State::Claiming { until }, AcquireEvent::Elapsed) if now >= *until => {
-                self.unanswered = true;
-                self.fail(ErrorKind::Ambiguous, Next::Claim, now, chance);
+            (State::Claiming { until, queued }, AcquireEvent::Elapsed) if now >= *until => {
+                // What was never sent was surely not applied.
+                let kind = if *queued { ErrorKind::Transient } else { ErrorKind::Ambiguous };
+                self.unanswered |= !queued;
+                self.fail(kind, Next::Claim, now, chance);
             }
             (State::Confirming { cursor, until }, AcquireEvent::Elapsed) if now >= *until => {
                 let next = Next::Confirm { cursor: *cursor };
@@ -345,7 +357,11 @@ impl Acquire {
     }
 
     fn claim(&mut self, now: Moment) {
-        self.state = State::Claiming { until: now.plus(self.plan.attempt) };
+        self.queue_claim(false, now);
+    }
+
+    fn queue_claim(&mut self, queued: bool, now: Moment) {
+        self.state = State::Claiming { until: now.plus(self.plan.attempt), queued };
     }
 
     fn wait(&mut self, cursor: Cursor, kept: bool, now: Moment) {
@@ -373,7 +389,7 @@ impl Acquire {
             self.state = State::Done(verdict);
             return;
         }
-        self.unanswered |= matches!(self.state, State::Claiming { .. });
+        self.unanswered |= matches!(self.state, State::Claiming { queued: false, .. });
         self.state = State::Done(verdict);
     }
 
@@ -382,7 +398,7 @@ impl Acquire {
         let (action, until) = match self.state {
             State::Done(verdict) => return AcquireStep::Done(verdict),
             State::New | State::NeedsSession => (AcquireAction::AwaitSession, Moment::FAR_FUTURE),
-            State::Claiming { until } => (AcquireAction::Claim, until),
+            State::Claiming { until, .. } => (AcquireAction::Claim, until),
             State::Waiting { cursor, until, .. } => (AcquireAction::Wait { cursor }, until),
             State::Confirming { cursor, until } => (AcquireAction::Confirm { cursor }, until),
             State::Paused { until, .. } => (AcquireAction::Pause, until),

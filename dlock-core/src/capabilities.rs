@@ -1,5 +1,6 @@
 //! What a store can do, said by its backend.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::{BackendError, Claim, ClockSource, ErrorKind, Mode};
@@ -47,6 +48,9 @@ pub struct Capabilities {
     pub evicts: bool,
     /// [`claim_all`](crate::LockBackend::claim_all) takes so many keys at once; `None` where it cannot be called at all.
     pub claims_at_once: Option<usize>,
+    /// So many claims, confirms and releases are sent at a time; `None` where it is as many as there are. Core queues the others, releases
+    /// before claims, and that time counts against none of them as long as what is under way is answered.
+    pub calls_at_once: Option<NonZeroUsize>,
     /// [`ownership`](crate::LockBackend::ownership) works.
     pub guards_writes: bool,
 }
@@ -72,6 +76,7 @@ impl Capabilities {
             tells_changes: false,
             evicts: false,
             claims_at_once: None,
+            calls_at_once: None,
             guards_writes: false,
         }
     }

@@ -24,8 +24,14 @@ pub struct Undo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     New,
-    Releasing { until: Moment },
-    Paused { until: Moment },
+    /// Queued since that moment, or sent.
+    Releasing {
+        until: Moment,
+        queued: Option<Moment>,
+    },
+    Paused {
+        until: Moment,
+    },
     Done(Undone),
 }
 
@@ -34,6 +40,11 @@ enum State {
 pub enum UndoEvent {
     /// Nothing yet: the first step.
     Started,
+    /// The release is not sent yet: as much is under way as the store is asked at once, and that is answered. Its time begins anew, and patience
+    /// does not wear out meanwhile.
+    Queued,
+    /// The release that was queued is sent now, and its time begins.
+    Sent,
     /// The release under way was answered.
     Answered(Release),
     /// The release under way brought no usable answer.
@@ -81,7 +92,7 @@ impl Undo {
 
     /// Takes in what happened and says what to do.
     pub fn step(&mut self, event: UndoEvent, now: Moment, chance: Chance) -> UndoStep {
-        let gives_up_at = *self.gives_up_at.get_or_insert(now.plus(self.patience));
+        let mut gives_up_at = *self.gives_up_at.get_or_insert(now.plus(self.patience));
         match (self.state, event) {
             (State::Done(_), _) => {}
             (_, UndoEvent::SessionGone) => self.state = State::Done(Undone::WithSession),
@@ -96,7 +107,16 @@ impl Undo {
             (State::Releasing { .. }, UndoEvent::Failed(ErrorKind::Unsupported | ErrorKind::Invalid)) => {
                 self.state = State::Done(Undone::GivenUp);
             }
-            (State::Releasing { until }, UndoEvent::Failed(_) | UndoEvent::Elapsed)
+            (State::Releasing { queued, .. }, UndoEvent::Queued) => {
+                gives_up_at = gives_up_at.plus(queued.map_or(Duration::ZERO, |since| now.saturating_since(since)));
+                self.gives_up_at = Some(gives_up_at);
+                self.state = State::Releasing { until: now.plus(self.attempt), queued: Some(now) };
+            }
+            // It may have come to its turn because others were given up: that wears patience out.
+            (State::Releasing { .. }, UndoEvent::Sent) => {
+                self.state = State::Releasing { until: now.plus(self.attempt), queued: None };
+            }
+            (State::Releasing { until, queued }, UndoEvent::Failed(_) | UndoEvent::Elapsed)
                 if event != UndoEvent::Elapsed || now >= until =>
             {
                 #[cfg(dlock_planted)]
@@ -105,7 +125,9 @@ impl Undo {
                     return UndoStep::Done(Undone::Answered(Release::Released));
                 }
                 self.failures += 1;
-                self.unanswered |= matches!(event, UndoEvent::Elapsed | UndoEvent::Failed(ErrorKind::Ambiguous));
+                // What was never sent was surely not applied.
+                self.unanswered |=
+                    queued.is_none() && matches!(event, UndoEvent::Elapsed | UndoEvent::Failed(ErrorKind::Ambiguous));
                 let pause = RetryPolicy::default().pause(self.failures, chance).unwrap_or(RetryPolicy::MAX);
                 self.state = State::Paused { until: now.plus(pause) };
             }
@@ -118,10 +140,10 @@ impl Undo {
         match self.state {
             State::New => {
                 let until = now.plus(self.attempt);
-                self.state = State::Releasing { until };
+                self.state = State::Releasing { until, queued: None };
                 UndoStep::Release { until }
             }
-            State::Releasing { until } => UndoStep::Release { until },
+            State::Releasing { until, .. } => UndoStep::Release { until },
             State::Paused { until } => UndoStep::Pause { until },
             State::Done(undone) => UndoStep::Done(undone),
         }
@@ -242,5 +264,32 @@ mod tests {
         step(&mut undo, UndoEvent::Elapsed, 1_100);
         let done = step(&mut undo, UndoEvent::Answered(Release::Released), 1_600);
         assert_eq!(done, UndoStep::Done(Undone::Answered(Release::Released)));
+    }
+
+    #[test]
+    fn patience_does_not_wear_out_in_a_queue_that_moves() {
+        let mut undo = Undo::new(SECOND, 3 * SECOND);
+        step(&mut undo, UndoEvent::Started, 0);
+        for millis in [0, 900, 6_000] {
+            assert_eq!(step(&mut undo, UndoEvent::Queued, millis), UndoStep::Release { until: at(millis + 1_000) });
+        }
+        assert_eq!(step(&mut undo, UndoEvent::Sent, 6_000), UndoStep::Release { until: at(7_000) });
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 7_000), UndoStep::Pause { until: at(7_050) });
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 7_050), UndoStep::Release { until: at(8_050) });
+        step(&mut undo, UndoEvent::Elapsed, 8_050);
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 9_000), UndoStep::Done(Undone::GivenUp));
+    }
+
+    #[test]
+    fn a_queue_in_which_nothing_moves_is_a_failed_attempt_that_released_nothing() {
+        let mut undo = Undo::new(SECOND, 2 * SECOND);
+        step(&mut undo, UndoEvent::Started, 0);
+        step(&mut undo, UndoEvent::Queued, 0);
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 1_000), UndoStep::Pause { until: at(1_050) });
+        step(&mut undo, UndoEvent::Elapsed, 1_050);
+        let done = step(&mut undo.clone(), UndoEvent::Answered(Release::NotHeld), 1_060);
+        assert_eq!(done, UndoStep::Done(Undone::Answered(Release::NotHeld)), "no copy of it was sent before");
+        step(&mut undo, UndoEvent::Queued, 1_060);
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 2_060), UndoStep::Done(Undone::GivenUp));
     }
 }

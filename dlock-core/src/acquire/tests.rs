@@ -387,3 +387,61 @@ fn the_steps_of_a_delay_are_spread_by_at_most_a_quarter() {
     let step = acquire.step(delayed, at(0), Chance(u32::MAX));
     assert_eq!(step, AcquireStep::Do { action: AcquireAction::Pause, until: at(750) });
 }
+
+#[test]
+fn a_claim_that_is_queued_has_its_time_from_when_it_is_sent() {
+    let mut acquire = acquisition(Place::Queue, None);
+    for millis in [0, 1_900, 3_800] {
+        assert_eq!(acquire.step(AcquireEvent::Queued, at(millis), Chance::MIDDLE), claiming_until(millis + 2_000));
+    }
+    assert_eq!(acquire.step(AcquireEvent::Sent, at(5_000), Chance::MIDDLE), claiming_until(7_000));
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 7_000), AcquireAction::Pause);
+    assert!(acquire.owes_release() && acquire.is_unanswered());
+}
+
+fn claiming_until(millis: u64) -> AcquireStep {
+    AcquireStep::Do { action: AcquireAction::Claim, until: at(millis) }
+}
+
+#[test]
+fn a_claim_that_was_never_sent_leaves_nothing() {
+    for (ending, at) in
+        [(AcquireEvent::Elapsed, 2_000), (AcquireEvent::Stopped, 1), (AcquireEvent::SessionLost, 1), (AcquireEvent::Elapsed, 500)]
+    {
+        let mut acquire = acquisition(Place::Queue, (at == 500).then_some(500));
+        action(&mut acquire, AcquireEvent::Queued, 0);
+        acquire.step(ending.clone(), self::at(at), Chance::MIDDLE);
+        assert!(!acquire.owes_release(), "{ending:?} at {at}");
+    }
+}
+
+#[test]
+fn an_unanswered_claim_stays_owed_while_its_next_copy_is_queued() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Elapsed, 2_000);
+    action(&mut acquire, AcquireEvent::Elapsed, 2_100);
+    action(&mut acquire, AcquireEvent::Queued, 2_100);
+    assert_eq!(verdict(&mut acquire, AcquireEvent::Stopped, 2_200), Verdict::Stopped);
+    assert!(acquire.owes_release());
+}
+
+#[test]
+fn a_queue_in_which_nothing_moves_is_a_failed_attempt() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Queued, 0);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 1_999), AcquireAction::Claim);
+    assert_eq!(action(&mut acquire, AcquireEvent::Elapsed, 2_000), AcquireAction::Pause);
+    assert!(!acquire.is_unanswered());
+}
+
+#[test]
+fn a_confirm_that_is_queued_has_its_time_from_when_it_is_sent() {
+    let mut acquire = acquisition(Place::Queue, None);
+    action(&mut acquire, AcquireEvent::Answered(QUEUED), 0);
+    let confirm = AcquireAction::Confirm { cursor: Cursor(9) };
+    assert_eq!(action(&mut acquire, woken(Hint::MaybeFree), 100), confirm);
+    for (event, millis) in [(AcquireEvent::Queued, 100), (AcquireEvent::Sent, 5_000)] {
+        let until = at(millis + 2_000);
+        assert_eq!(acquire.step(event, at(millis), Chance::MIDDLE), AcquireStep::Do { action: confirm, until });
+    }
+}
