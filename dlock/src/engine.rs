@@ -7,6 +7,7 @@ use dlock_core::{Chance, LockBackend, Moment, RetryPolicy};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::clock::{Clock, WallClock};
 use crate::gate::Gates;
 use crate::keeper::Keeper;
@@ -16,6 +17,7 @@ use crate::session::Session;
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) backend: Arc<dyn LockBackend>,
+    pub(crate) admission: Admission,
     pub(crate) clock: Clock,
     pub(crate) wall_clock: WallClock,
     pub(crate) options: LockerOptions,
@@ -33,9 +35,10 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn new(backend: Arc<dyn LockBackend>, options: LockerOptions) -> Self {
-        let clock = Clock::new(backend.capabilities().clock);
+        let (clock, admission) = (Clock::new(backend.capabilities().clock), Admission::new(backend.capabilities()));
         Self {
             backend,
+            admission,
             clock,
             wall_clock: WallClock::default(),
             options,

@@ -96,6 +96,7 @@
 //! what each tells at three in the morning, with alerts.
 
 mod acquisition;
+mod admission;
 mod amend;
 mod clock;
 mod connect;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 #[cfg(dlock_planted)]
 use dlock_core::planted::Bug;
-use dlock_core::{Chance, Lease, LockBackend, Loss, Moment, Release, SessionId, Undo, UndoEvent, UndoStep, Undone};
+use dlock_core::{Chance, Claim, Lease, Loss, Moment, Release, SessionId, Undo, UndoEvent, UndoStep, Undone};
 
+use crate::admission::{Call, Queued, Turn};
+use crate::clock::Clock;
 use crate::options::LEAST_ATTEMPT;
 use crate::session::{Owed, Session};
 
@@ -57,7 +59,7 @@ impl Undoing {
         Some(undone)
     }
 
-    async fn drive(&mut self, limit: Moment) -> Option<Undone> {
+    async fn drive(&mut self, mut limit: Moment) -> Option<Undone> {
         let session = Arc::clone(&self.session);
         let clock = session.clock();
         let Some(owed) = &mut self.owed else { return Some(Undone::WithSession) };
@@ -100,8 +102,14 @@ impl Undoing {
             let ttl = if Bug::OrphanRenewed.is_on() { std::time::Duration::ZERO } else { ttl };
             let mut undo = Undo::new(attempt, ttl);
             let mut event = UndoEvent::Started;
+            let (mut turn, mut since) = (None, now);
             // Whatever is waited for is waited for until the limit: a timer of its own would be set for every release.
             loop {
+                if event == UndoEvent::Queued {
+                    // What the store answers others is no time that it leaves unused.
+                    limit = limit.plus(now.saturating_since(since));
+                }
+                since = now;
                 event = match undo.step(event, now, Chance(fastrand::u32(..))) {
                     UndoStep::Done(undone) => return Some(undone),
                     _ if now >= limit => return is_gone().then_some(Undone::WithSession),
@@ -109,7 +117,20 @@ impl Undoing {
                         clock.sleep_until(until.min(limit)).await;
                         UndoEvent::Elapsed
                     }
-                    UndoStep::Release { until } => release_once(&*session.backend, &id, &claim, clock, until.min(limit)).await,
+                    UndoStep::Release { until } => {
+                        let until = until.min(limit);
+                        match turn.take() {
+                            Some(Err(queued)) => wait_for_turn(queued, &mut turn, clock, until).await,
+                            Some(Ok(turn)) => release_once(turn, &session, &id, &claim, until).await,
+                            None => match session.admission.enter(Call::Release) {
+                                Ok(turn) => release_once(turn, &session, &id, &claim, until).await,
+                                Err(queued) => {
+                                    turn = Some(Err(queued));
+                                    UndoEvent::Queued
+                                }
+                            },
+                        }
+                    }
                 };
                 now = clock.now();
             }
@@ -123,24 +144,38 @@ impl Undoing {
     }
 }
 
-async fn release_once(
-    backend: &dyn LockBackend,
-    id: &SessionId,
-    claim: &dlock_core::Claim,
-    clock: crate::clock::Clock,
-    until: Moment,
-) -> UndoEvent {
+async fn release_once(turn: Turn, session: &Session, id: &SessionId, claim: &Claim, until: Moment) -> UndoEvent {
+    let clock = session.clock();
+    let answer = tokio::select! {
+        biased;
+        answer = session.backend.release(id, claim) => answer,
+        () = clock.sleep_until(until) => return UndoEvent::Elapsed,
+    };
+    turn.heard(&answer);
+    match answer {
+        Ok(release) => UndoEvent::Answered(release),
+        Err(error) => {
+            tracing::debug!(key = %claim.key, claim = %claim.id, %error, "release failed, trying again");
+            UndoEvent::Failed(error.kind())
+        }
+    }
+}
+
+/// Waits in the queue for as long as it moves; the turn, or the place that is kept, is put into `turn`.
+async fn wait_for_turn(mut queued: Queued, turn: &mut Option<Result<Turn, Queued>>, clock: Clock, until: Moment) -> UndoEvent {
     tokio::select! {
         biased;
-        answer = backend.release(id, claim) => match answer {
-            Ok(release) => UndoEvent::Answered(release),
-            Err(error) => {
-                tracing::debug!(key = %claim.key, claim = %claim.id, %error, "release failed, trying again");
-                UndoEvent::Failed(error.kind())
-            }
-        },
-        () = clock.sleep_until(until) => UndoEvent::Elapsed,
+        got = queued.turn() => {
+            *turn = Some(Ok(got));
+            return UndoEvent::Sent;
+        }
+        () = clock.sleep_until(until) => {}
     }
+    if queued.moves() {
+        *turn = Some(Err(queued));
+        return UndoEvent::Queued;
+    }
+    UndoEvent::Elapsed
 }
 
 impl Drop for Undoing {

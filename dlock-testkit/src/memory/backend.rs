@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ impl Memory {
             ttl: TtlRange { min: Self::LEAST_TTL, max: Self::LONGEST_TTL },
             limits: Limits::default(),
             claims_at_once: Some(32),
+            calls_at_once: None,
             fast_ppm: 0,
             observer: None,
         }
@@ -112,6 +114,7 @@ pub struct MemoryBuilder {
     ttl: TtlRange,
     limits: Limits,
     claims_at_once: Option<usize>,
+    calls_at_once: Option<NonZeroUsize>,
     fast_ppm: u32,
     observer: Option<Arc<dyn Observer>>,
 }
@@ -152,6 +155,13 @@ impl MemoryBuilder {
         self
     }
 
+    /// How many claims, confirms and releases are sent at a time; `None` if as many as there are. Defaults to `None`.
+    #[must_use]
+    pub fn calls_at_once(mut self, most: Option<NonZeroUsize>) -> Self {
+        self.calls_at_once = most;
+        self
+    }
+
     /// By how many millionths the store's clock is faster than that of its clients. Defaults to zero.
     #[must_use]
     pub fn clock_fast_by(mut self, ppm: u32) -> Self {
@@ -179,6 +189,7 @@ impl MemoryBuilder {
         capabilities.tells_changes = true;
         capabilities.evicts = true;
         capabilities.claims_at_once = self.claims_at_once;
+        capabilities.calls_at_once = self.calls_at_once;
         capabilities.guards_writes = true;
         if self.rules.profile == Profile::Queue {
             capabilities.session_ids = ChosenBy::Client;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::{
-    AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, ClaimsPerKey, FencingToken, Hint,
-    Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, Standing, Verdict, Woken,
+    AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, ClaimsPerKey, ErrorKind,
+    FencingToken, Hint, Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, Standing, Verdict, Woken,
 };
 use futures_util::FutureExt;
 use futures_util::future::OptionFuture;
@@ -18,6 +18,7 @@ use futures_util::future::OptionFuture;
 pub(crate) use several::acquire_all;
 
 use self::attempt::{Answer, Attempt, Seat, over};
+use crate::admission::{Call, Turn};
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
 use crate::gate::Pass;
@@ -70,6 +71,18 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
             () = engine.clock.sleep_until(limit) => return Err(LockError::NoSession { cause: last }),
         }
     }
+}
+
+/// An answer, of which those in the queue are told as well; the turn passes on.
+fn heard<T>(turn: Turn, answer: Result<T, BackendError>) -> Result<T, BackendError> {
+    turn.heard(&answer);
+    drop(turn);
+    answer
+}
+
+/// What ends the wait in the queue for a call.
+fn nothing_answered() -> BackendError {
+    BackendError::new(ErrorKind::Transient, "as many calls are under way as are sent at a time, and none is answered")
 }
 
 /// What stays the same over all attempts, and what was last heard.
@@ -221,18 +234,27 @@ impl<'a> Acquisition<'a> {
         now: Moment,
         until: Moment,
     ) -> Result<AcquireEvent, LockError> {
-        let seat = match (action, &attempt.seat) {
-            (AcquireAction::AwaitSession, _) | (_, None) => return self.take_seat(attempt, now, until).await,
-            (_, Some(seat)) => seat,
+        if action == AcquireAction::AwaitSession || attempt.seat.is_none() {
+            return self.take_seat(attempt, now, until).await;
+        }
+        let turn = match action {
+            AcquireAction::Claim | AcquireAction::Confirm { .. } => match self.turn(attempt, until).await? {
+                Ok(turn) => turn,
+                Err(event) => return Ok(event),
+            },
+            AcquireAction::AwaitSession | AcquireAction::Wait { .. } | AcquireAction::Pause => Turn::default(),
         };
+        let Some(seat) = &attempt.seat else { return Ok(AcquireEvent::SessionLost) };
         let (backend, session) = (Arc::clone(&self.engine.backend), seat.id.clone());
         let (claim, place) = (Arc::clone(&seat.claim), self.place);
         attempt.claiming = action == AcquireAction::Claim;
         attempt.call = match action {
             AcquireAction::AwaitSession | AcquireAction::Pause => None,
-            AcquireAction::Claim => Some(async move { Answer::Standing(backend.claim(&session, &claim, place).await) }.boxed()),
+            AcquireAction::Claim => {
+                Some(async move { Answer::Standing(heard(turn, backend.claim(&session, &claim, place).await)) }.boxed())
+            }
             AcquireAction::Confirm { cursor } => {
-                Some(async move { Answer::Standing(backend.confirm(&session, &claim, cursor).await) }.boxed())
+                Some(async move { Answer::Standing(heard(turn, backend.confirm(&session, &claim, cursor).await)) }.boxed())
             }
             AcquireAction::Wait { cursor } => {
                 Some(async move { Answer::Woken(backend.wait(&session, &claim, cursor).await) }.boxed())
@@ -249,6 +271,37 @@ impl<'a> Acquisition<'a> {
         };
         attempt.call = None;
         Ok(event)
+    }
+
+    /// The right to send a claim or a confirm, or what the machine is to be told of the queue for it.
+    async fn turn(&mut self, attempt: &mut Attempt, until: Moment) -> Result<Result<Turn, AcquireEvent>, LockError> {
+        let mut queued = match attempt.turn.take() {
+            Some(Ok(turn)) => return Ok(Ok(turn)),
+            Some(Err(queued)) => queued,
+            None => {
+                let entered = self.engine.admission.enter(Call::Claim);
+                return Ok(entered.map_err(|queued| {
+                    attempt.turn = Some(Err(queued));
+                    AcquireEvent::Queued
+                }));
+            }
+        };
+        let Some(seat) = &attempt.seat else { return Ok(Err(AcquireEvent::SessionLost)) };
+        tokio::select! {
+            biased;
+            turn = queued.turn() => {
+                attempt.turn = Some(Ok(turn));
+                return Ok(Err(AcquireEvent::Sent));
+            }
+            () = over(&seat.session) => return Ok(Err(AcquireEvent::SessionLost)),
+            waited = self.wait_until(until) => waited?,
+        }
+        if queued.moves() {
+            attempt.turn = Some(Err(queued));
+            return Ok(Err(AcquireEvent::Queued));
+        }
+        self.error.get_or_insert_with(|| StoreError::new(nothing_answered()));
+        Ok(Err(AcquireEvent::Elapsed))
     }
 
     /// Gets a session that is believed, and a fresh claim for it.

@@ -13,8 +13,9 @@ use dlock_core::{
 };
 use futures_util::future::{self, FutureExt};
 
-use super::Acquisition;
 use super::attempt::{Attempt, over};
+use super::{Acquisition, heard, nothing_answered};
+use crate::admission::{Call, Turn};
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
 use crate::guard::LockGuard;
@@ -202,9 +203,12 @@ impl Several<'_> {
         }
         let (session, id) = (Arc::clone(&seats[0].session), seats[0].id.clone());
         let claims: Vec<Claim> = seats.iter().map(|seat| Claim::clone(&seat.claim)).collect();
+        let Some((turn, until)) = acquisitions[0].turn_for_all(&mut attempts, &session, until).await? else {
+            return Ok(Once::Perhaps(Some(StoreError::new(nothing_answered()))));
+        };
         let answer = tokio::select! {
             biased;
-            answer = engine.backend.claim_all(&id, &claims) => answer,
+            answer = engine.backend.claim_all(&id, &claims) => heard(turn, answer),
             () = over(&session) => return Ok(Once::Perhaps(None)),
             error = acquisitions[0].interrupted(None) => return Err(error),
             () = engine.clock.sleep_until(until) => return Ok(Once::Perhaps(None)),
@@ -242,6 +246,16 @@ impl Several<'_> {
     }
 }
 
+/// Tells all of them the same, and says until when that may go on; `None` when one of them is done.
+fn tell(attempts: &mut [Attempt], event: &AcquireEvent, now: Moment) -> Option<Moment> {
+    attempts.iter_mut().try_fold(Moment::FAR_FUTURE, |until, attempt| {
+        match attempt.machine.step(event.clone(), now, Chance::MIDDLE) {
+            AcquireStep::Do { until: limit, .. } => Some(until.min(limit)),
+            AcquireStep::Done(_) => None,
+        }
+    })
+}
+
 /// Nothing of these is at the store; their turns at the gates are over.
 fn refused(attempts: Vec<Attempt>) -> Once {
     for mut attempt in attempts {
@@ -265,5 +279,32 @@ impl Acquisition<'_> {
                 AcquireStep::Do { action, until } => self.perform(attempt, action, now, until).await?,
             };
         }
+    }
+
+    /// The right to send a claim of all these, and until when it may take; `None` when the time is up, or none of the calls under way is
+    /// answered.
+    async fn turn_for_all(
+        &mut self,
+        attempts: &mut [Attempt],
+        session: &Session,
+        until: Moment,
+    ) -> Result<Option<(Turn, Moment)>, LockError> {
+        let mut queued = match self.engine.admission.enter(Call::Claim) {
+            Ok(turn) => return Ok(Some((turn, until))),
+            Err(queued) => queued,
+        };
+        let clock = self.engine.clock;
+        while let Some(limit) = tell(attempts, &AcquireEvent::Queued, clock.now()) {
+            tokio::select! {
+                biased;
+                turn = queued.turn() => return Ok(tell(attempts, &AcquireEvent::Sent, clock.now()).map(|until| (turn, until))),
+                () = over(session) => return Ok(None),
+                waited = self.wait_until(limit) => waited?,
+            }
+            if !queued.moves() {
+                break;
+            }
+        }
+        Ok(None)
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use dlock_core::{Chance, ClaimId, Health, Lease, LeaseEnd, LeaseEvent, LeaseStep, LockBackend, Loss, Moment, SessionId};
 use tokio::sync::Notify;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::engine::Engine;
 use crate::error::StoreError;
@@ -25,6 +26,7 @@ pub(crate) use holdings::Owed;
 pub(crate) struct Session {
     engine: Weak<Engine>,
     pub(crate) backend: Arc<dyn LockBackend>,
+    pub(crate) admission: Admission,
     clock: Clock,
     ttl: Duration,
     /// Nanoseconds on the clock; zero while the session is not believed.
@@ -129,6 +131,7 @@ impl Session {
         Self {
             engine: Arc::downgrade(engine),
             backend,
+            admission: engine.admission.clone(),
             clock,
             ttl,
             believed_until: AtomicU64::new(0),
