@@ -100,7 +100,7 @@ macro_rules! headed {
 headed!(GetResponse, StatusResponse, TxnResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse);
 
 /// So many transactions are under way at once: etcd refuses requests once some thousands are.
-const AT_ONCE: usize = 1_000;
+pub(crate) const AT_ONCE: usize = 1_000;
 
 /// So many keys are read at once.
 pub(crate) const PAGE: i64 = 512;

@@ -6,6 +6,7 @@
 //! the same lease, without whose absence it has no effect.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -17,7 +18,7 @@ use dlock_core::{
 use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, Txn, TxnOp};
 use tokio::sync::Notify;
 
-use crate::api::{Api, unexpected};
+use crate::api::{AT_ONCE, Api, unexpected};
 use crate::classify::Asked;
 use crate::config::{ConfigError, EtcdOptions};
 use crate::dialer::Dialer;
@@ -77,6 +78,7 @@ impl Etcd {
         capabilities.tells_changes = true;
         capabilities.evicts = true;
         capabilities.claims_at_once = Some(several::MOST);
+        capabilities.calls_at_once = NonZeroUsize::new(AT_ONCE);
         capabilities.guards_writes = true;
         let api = Api::new(Endpoints::new(options, dialer)?, options.attempt);
         let layout = Layout { namespace: options.namespace.clone() };
