@@ -4,7 +4,6 @@
 //! key that is used for something else is never overwritten, a copy of a claim that arrives late finds the index moved, and
 //! releasing an unanswered claim only has to move the index.
 
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -76,7 +75,7 @@ impl Consul {
         capabilities.guards_writes = true;
         let (api, watches) = (Api::new(transport, options), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
-        capabilities.calls_at_once = NonZeroUsize::new(watches.short.available_permits());
+        capabilities.calls_in_flight = watches.calls_in_flight();
         let sessions = options.sessions.clone();
         if sessions.fair {
             stand_in_line(&mut capabilities, sessions.has_checks());

@@ -1,6 +1,7 @@
 //! Waiting for many keys with few connections: the first so many wait by themselves, all others share batched reads.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +40,8 @@ impl Watches {
     pub(crate) fn new(max_connections: usize) -> Self {
         let rest = max_connections - 2;
         let disturbances = 17.min(rest / 3);
-        let short = ((rest - disturbances) / 3).max(1);
+        // Of claims one less is in flight, so that a release never waits for them.
+        let short = ((rest - disturbances) / 3).max(2);
         let shared = SharedReads { wanted: Mutex::default(), turn: AsyncMutex::default(), seen: watch::Sender::default() };
         Self {
             waits: Semaphore::new(rest - disturbances - short),
@@ -47,6 +49,11 @@ impl Watches {
             short: Semaphore::new(short),
             shared,
         }
+    }
+
+    /// How many calls for claims and releases are sent at a time; each has one request under way.
+    pub(crate) fn calls_in_flight(&self) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(self.short.available_permits())
     }
 
     /// How many held keys can be watched beside the session.

@@ -43,10 +43,28 @@ pub struct AcquirePlan {
 enum State {
     New,
     NeedsSession,
-    Claiming { until: Moment, queued: bool },
-    Waiting { cursor: Cursor, kept: bool, since: Moment, until: Moment },
-    Confirming { cursor: Cursor, until: Moment },
-    Paused { until: Moment, next: Next },
+    Claiming {
+        until: Moment,
+    },
+    /// A claim or a confirm that is not sent yet.
+    Queued {
+        until: Moment,
+        next: Next,
+    },
+    Waiting {
+        cursor: Cursor,
+        kept: bool,
+        since: Moment,
+        until: Moment,
+    },
+    Confirming {
+        cursor: Cursor,
+        until: Moment,
+    },
+    Paused {
+        until: Moment,
+        next: Next,
+    },
     Done(Verdict),
 }
 
@@ -55,6 +73,16 @@ enum Next {
     Claim,
     Confirm { cursor: Cursor },
     Wait { cursor: Cursor, kept: bool },
+}
+
+impl Next {
+    fn action(self) -> AcquireAction {
+        match self {
+            Self::Claim => AcquireAction::Claim,
+            Self::Confirm { cursor } => AcquireAction::Confirm { cursor },
+            Self::Wait { cursor, .. } => AcquireAction::Wait { cursor },
+        }
+    }
 }
 
 /// What happened to an acquisition.
@@ -77,7 +105,7 @@ pub enum AcquireEvent {
         /// What seems to have happened.
         hint: Hint,
     },
-    /// The claim or confirm is not sent yet: as much is under way as the store is asked at once, and that is answered. Its time begins anew.
+    /// The claim or confirm is not sent yet: as many calls are in flight as may be, and the store answers those. Its time begins anew.
     Queued,
     /// The claim or confirm that was queued is sent now, and its time begins.
     Sent,
@@ -204,10 +232,18 @@ impl Acquire {
             (State::Claiming { .. } | State::Confirming { .. }, AcquireEvent::Answered(standing)) => {
                 self.stand(&standing, now, chance);
             }
-            (State::Claiming { .. }, AcquireEvent::Queued) => self.queue_claim(true, now),
-            (State::Claiming { .. }, AcquireEvent::Sent) => self.queue_claim(false, now),
-            (State::Confirming { cursor, .. }, AcquireEvent::Queued | AcquireEvent::Sent) => {
+            (State::Claiming { .. }, AcquireEvent::Queued) => self.queue(Next::Claim, now),
+            (State::Confirming { cursor, .. }, AcquireEvent::Queued) => {
                 let next = Next::Confirm { cursor: *cursor };
+                self.queue(next, now);
+            }
+            (State::Queued { next, .. }, AcquireEvent::Queued) => {
+                let next = *next;
+                self.queue(next, now);
+            }
+            // Past the deadline it is not sent any more.
+            (State::Queued { next, .. }, AcquireEvent::Sent) if !self.is_late(now) => {
+                let next = *next;
                 self.go(next, now);
             }
             (State::Waiting { kept, since, .. }, AcquireEvent::Woken { cursor, hint }) => {
@@ -228,11 +264,14 @@ impl Acquire {
                 let next = Next::Wait { cursor: *cursor, kept: *kept };
                 self.fail(kind, next, now, chance);
             }
-            (State::Claiming { until, queued }, AcquireEvent::Elapsed) if now >= *until => {
-                // What was never sent was surely not applied.
-                let kind = if *queued { ErrorKind::Transient } else { ErrorKind::Ambiguous };
-                self.unanswered |= !queued;
-                self.fail(kind, Next::Claim, now, chance);
+            (State::Claiming { until }, AcquireEvent::Elapsed) if now >= *until => {
+                self.unanswered = true;
+                self.fail(ErrorKind::Ambiguous, Next::Claim, now, chance);
+            }
+            // What was not sent was surely not applied.
+            (State::Queued { until, next }, AcquireEvent::Elapsed) if now >= *until => {
+                let next = *next;
+                self.fail(ErrorKind::Transient, next, now, chance);
             }
             (State::Confirming { cursor, until }, AcquireEvent::Elapsed) if now >= *until => {
                 let next = Next::Confirm { cursor: *cursor };
@@ -286,17 +325,18 @@ impl Acquire {
                 self.state = State::NeedsSession;
             }
             Standing::ClaimGone => {
-                self.placed = false;
+                let claimed = matches!(self.state, State::Claiming { .. });
                 if self.plan.place == Place::Try {
                     // An earlier copy was refused, and that answer was lost: the store grants nothing to this claim any more.
                     self.state = State::Done(Verdict::Busy);
-                    return;
-                }
-                match self.state {
+                } else if claimed {
                     // So it is here, for ever: another claim is needed.
-                    State::Claiming { .. } => self.state = State::NeedsSession,
-                    _ => self.claim(now),
+                    self.state = State::NeedsSession;
+                } else {
+                    // As with a place that was taken away while it was waited for.
+                    return self.claim(now);
                 }
+                self.placed = false;
             }
         }
     }
@@ -308,10 +348,8 @@ impl Acquire {
             hint => hint,
         };
         match hint {
-            Hint::ClaimGone => {
-                self.placed = false;
-                self.claim(now);
-            }
+            // A copy of the claim may still come and make its place anew: that is owed until the store has answered the next.
+            Hint::ClaimGone => self.claim(now),
             Hint::MaybeFree => {
                 let next = if kept { Next::Confirm { cursor } } else { Next::Claim };
                 // After a lost race the rivals are spread out a little; the first wake is answered at once.
@@ -357,11 +395,11 @@ impl Acquire {
     }
 
     fn claim(&mut self, now: Moment) {
-        self.queue_claim(false, now);
+        self.state = State::Claiming { until: now.plus(self.plan.attempt) };
     }
 
-    fn queue_claim(&mut self, queued: bool, now: Moment) {
-        self.state = State::Claiming { until: now.plus(self.plan.attempt), queued };
+    fn queue(&mut self, next: Next, now: Moment) {
+        self.state = State::Queued { until: now.plus(self.plan.attempt), next };
     }
 
     fn wait(&mut self, cursor: Cursor, kept: bool, now: Moment) {
@@ -372,12 +410,13 @@ impl Acquire {
         self.state = State::Paused { until: now.plus(pause.max(Duration::from_nanos(1))), next };
     }
 
+    fn is_late(&self, now: Moment) -> bool {
+        self.plan.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
     /// The deadline ends everything but a grant.
     fn expire(&mut self, now: Moment) {
-        if self.plan.deadline.is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        if !matches!(self.state, State::Done(_)) {
+        if self.is_late(now) && !matches!(self.state, State::Done(_)) {
             self.end(Verdict::TimedOut);
         }
     }
@@ -389,7 +428,7 @@ impl Acquire {
             self.state = State::Done(verdict);
             return;
         }
-        self.unanswered |= matches!(self.state, State::Claiming { queued: false, .. });
+        self.unanswered |= matches!(self.state, State::Claiming { .. });
         self.state = State::Done(verdict);
     }
 
@@ -398,7 +437,8 @@ impl Acquire {
         let (action, until) = match self.state {
             State::Done(verdict) => return AcquireStep::Done(verdict),
             State::New | State::NeedsSession => (AcquireAction::AwaitSession, Moment::FAR_FUTURE),
-            State::Claiming { until, .. } => (AcquireAction::Claim, until),
+            State::Claiming { until } => (AcquireAction::Claim, until),
+            State::Queued { until, next } => (next.action(), until),
             State::Waiting { cursor, until, .. } => (AcquireAction::Wait { cursor }, until),
             State::Confirming { cursor, until } => (AcquireAction::Confirm { cursor }, until),
             State::Paused { until, .. } => (AcquireAction::Pause, until),

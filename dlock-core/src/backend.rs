@@ -15,8 +15,8 @@ use crate::{
 /// # Contract
 /// A backend translates: one call is one attempt at an answer. It may look at the store again within a call, a bounded number of times, but
 /// holds no retry loop, and no timer of its own but a pace between reads that waiting calls share; core decides when to ask again, and
-/// drops a call's future when its limit has passed: how many are to be sent at a time is declared, not waited for within. Two nouns: a **session** is the liveness of one client, a **claim** is one
-/// acquisition's place in the contention for one key.
+/// drops a call's future when its limit has passed. How many of them are sent at a time is [declared](Capabilities::calls_in_flight). Two
+/// nouns: a **session** is the liveness of one client, a **claim** is one acquisition's place in the contention for one key.
 ///
 /// - **Every future may be dropped at any point.** What its request does at the store afterwards is found out or undone by id.
 /// - **[`claim`](Self::claim) is idempotent** by the claim's id: asked again, it answers the same token, or a higher one if the key

@@ -48,9 +48,10 @@ pub struct Capabilities {
     pub evicts: bool,
     /// [`claim_all`](crate::LockBackend::claim_all) takes so many keys at once; `None` where it cannot be called at all.
     pub claims_at_once: Option<usize>,
-    /// So many claims, confirms and releases are sent at a time; `None` where it is as many as there are. Core queues the others, releases
-    /// before claims, and that time counts against none of them as long as what is under way is answered.
-    pub calls_at_once: Option<NonZeroUsize>,
+    /// So many calls that claim, confirm or release are sent at a time; `None` where it is as many as there are. `dlock` queues the others, a
+    /// release behind no more claims than are sent at a time, and does not count that time as one of an attempt as long as the store
+    /// answers those that are in flight.
+    pub calls_in_flight: Option<NonZeroUsize>,
     /// [`ownership`](crate::LockBackend::ownership) works.
     pub guards_writes: bool,
 }
@@ -76,7 +77,7 @@ impl Capabilities {
             tells_changes: false,
             evicts: false,
             claims_at_once: None,
-            calls_at_once: None,
+            calls_in_flight: None,
             guards_writes: false,
         }
     }

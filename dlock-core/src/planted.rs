@@ -78,6 +78,8 @@ bugs! {
     PartialMultiLock: "partial-multi-lock", "of several keys of which one is not got, those that were are never given back";
     /// In the shell.
     InterferenceUntold: "interference-untold", "what an audit finds is told to nobody";
+    /// In the shell.
+    TurnKept: "turn-kept", "a call that is given up counts as in flight for ever, and no other has its turn";
     /// In the rule of who may hold a key together.
     PermitOverGrant: "permit-over-grant", "there is room for one more than there are permits";
     /// In the rule of who may hold a key together.

@@ -17,17 +17,22 @@ pub struct Undo {
     failures: u32,
     /// An attempt may have been applied without its answer.
     unanswered: bool,
-    gives_up_at: Option<Moment>,
+    started: Option<Moment>,
+    /// For how long it was queued while the store answered others.
+    queued_for: Duration,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     New,
-    /// Queued since that moment, or sent.
+    /// Not sent yet; how long since that moment is not counted yet.
+    Queued {
+        since: Moment,
+        until: Moment,
+    },
     Releasing {
         until: Moment,
-        queued: Option<Moment>,
     },
     Paused {
         until: Moment,
@@ -40,8 +45,8 @@ enum State {
 pub enum UndoEvent {
     /// Nothing yet: the first step.
     Started,
-    /// The release is not sent yet: as much is under way as the store is asked at once, and that is answered. Its time begins anew, and patience
-    /// does not wear out meanwhile.
+    /// The release is not sent yet: as many calls are in flight as may be, and the store answers those. Its time begins anew, and patience did not
+    /// wear out since this was said last.
     Queued,
     /// The release that was queued is sent now, and its time begins.
     Sent,
@@ -87,12 +92,17 @@ pub enum Undone {
 impl Undo {
     /// A release whose attempts take at most `attempt` each and which goes on for `patience`, at least once.
     pub fn new(attempt: Duration, patience: Duration) -> Self {
-        Self { attempt, patience, failures: 0, unanswered: false, gives_up_at: None, state: State::New }
+        Self { attempt, patience, failures: 0, unanswered: false, started: None, queued_for: Duration::ZERO, state: State::New }
+    }
+
+    /// For how long it was queued while the store answered others: time that counts against nothing.
+    pub fn queued_for(&self) -> Duration {
+        self.queued_for
     }
 
     /// Takes in what happened and says what to do.
     pub fn step(&mut self, event: UndoEvent, now: Moment, chance: Chance) -> UndoStep {
-        let mut gives_up_at = *self.gives_up_at.get_or_insert(now.plus(self.patience));
+        let started = *self.started.get_or_insert(now);
         match (self.state, event) {
             (State::Done(_), _) => {}
             (_, UndoEvent::SessionGone) => self.state = State::Done(Undone::WithSession),
@@ -107,16 +117,16 @@ impl Undo {
             (State::Releasing { .. }, UndoEvent::Failed(ErrorKind::Unsupported | ErrorKind::Invalid)) => {
                 self.state = State::Done(Undone::GivenUp);
             }
-            (State::Releasing { queued, .. }, UndoEvent::Queued) => {
-                gives_up_at = gives_up_at.plus(queued.map_or(Duration::ZERO, |since| now.saturating_since(since)));
-                self.gives_up_at = Some(gives_up_at);
-                self.state = State::Releasing { until: now.plus(self.attempt), queued: Some(now) };
+            (State::Releasing { .. } | State::Queued { .. }, UndoEvent::Queued) => {
+                if let State::Queued { since, .. } = self.state {
+                    self.queued_for += now.saturating_since(since);
+                }
+                self.state = State::Queued { since: now, until: now.plus(self.attempt) };
             }
-            // It may have come to its turn because others were given up: that wears patience out.
-            (State::Releasing { .. }, UndoEvent::Sent) => {
-                self.state = State::Releasing { until: now.plus(self.attempt), queued: None };
-            }
-            (State::Releasing { until, queued }, UndoEvent::Failed(_) | UndoEvent::Elapsed)
+            (State::Queued { .. }, UndoEvent::Sent) => self.state = State::Releasing { until: now.plus(self.attempt) },
+            // What was not sent was surely not applied.
+            (State::Queued { until, .. }, UndoEvent::Elapsed) if now >= until => self.fail(now, chance),
+            (State::Releasing { until }, UndoEvent::Failed(_) | UndoEvent::Elapsed)
                 if event != UndoEvent::Elapsed || now >= until =>
             {
                 #[cfg(dlock_planted)]
@@ -124,29 +134,32 @@ impl Undo {
                     self.state = State::Done(Undone::Answered(Release::Released));
                     return UndoStep::Done(Undone::Answered(Release::Released));
                 }
-                self.failures += 1;
-                // What was never sent was surely not applied.
-                self.unanswered |=
-                    queued.is_none() && matches!(event, UndoEvent::Elapsed | UndoEvent::Failed(ErrorKind::Ambiguous));
-                let pause = RetryPolicy::default().pause(self.failures, chance).unwrap_or(RetryPolicy::MAX);
-                self.state = State::Paused { until: now.plus(pause) };
+                self.unanswered |= matches!(event, UndoEvent::Elapsed | UndoEvent::Failed(ErrorKind::Ambiguous));
+                self.fail(now, chance);
             }
             (State::Paused { until }, UndoEvent::Elapsed) if now >= until => self.state = State::New,
             _ => {}
         }
-        if self.failures > 0 && now >= gives_up_at && !matches!(self.state, State::Done(_)) {
+        let is_worn_out = || now >= started.plus(self.patience).plus(self.queued_for);
+        if self.failures > 0 && is_worn_out() && !matches!(self.state, State::Done(_)) {
             self.state = State::Done(Undone::GivenUp);
         }
         match self.state {
             State::New => {
                 let until = now.plus(self.attempt);
-                self.state = State::Releasing { until, queued: None };
+                self.state = State::Releasing { until };
                 UndoStep::Release { until }
             }
-            State::Releasing { until, .. } => UndoStep::Release { until },
+            State::Releasing { until } | State::Queued { until, .. } => UndoStep::Release { until },
             State::Paused { until } => UndoStep::Pause { until },
             State::Done(undone) => UndoStep::Done(undone),
         }
+    }
+
+    fn fail(&mut self, now: Moment, chance: Chance) {
+        self.failures += 1;
+        let pause = RetryPolicy::default().pause(self.failures, chance).unwrap_or(RetryPolicy::MAX);
+        self.state = State::Paused { until: now.plus(pause) };
     }
 }
 
@@ -270,14 +283,16 @@ mod tests {
     fn patience_does_not_wear_out_in_a_queue_that_moves() {
         let mut undo = Undo::new(SECOND, 3 * SECOND);
         step(&mut undo, UndoEvent::Started, 0);
-        for millis in [0, 900, 6_000] {
+        for millis in [0, 1_000, 2_000, 3_000] {
             assert_eq!(step(&mut undo, UndoEvent::Queued, millis), UndoStep::Release { until: at(millis + 1_000) });
         }
-        assert_eq!(step(&mut undo, UndoEvent::Sent, 6_000), UndoStep::Release { until: at(7_000) });
-        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 7_000), UndoStep::Pause { until: at(7_050) });
-        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 7_050), UndoStep::Release { until: at(8_050) });
-        step(&mut undo, UndoEvent::Elapsed, 8_050);
-        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 9_000), UndoStep::Done(Undone::GivenUp));
+        // Nobody said that it moved meanwhile.
+        assert_eq!(step(&mut undo, UndoEvent::Sent, 3_900), UndoStep::Release { until: at(4_900) });
+        assert_eq!(undo.queued_for(), 3 * SECOND);
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 4_900), UndoStep::Pause { until: at(4_950) });
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 4_950), UndoStep::Release { until: at(5_950) });
+        assert_eq!(step(&mut undo, UndoEvent::Failed(ErrorKind::Transient), 5_940), UndoStep::Pause { until: at(6_040) });
+        assert_eq!(step(&mut undo, UndoEvent::Elapsed, 6_000), UndoStep::Done(Undone::GivenUp));
     }
 
     #[test]

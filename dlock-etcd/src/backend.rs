@@ -78,7 +78,7 @@ impl Etcd {
         capabilities.tells_changes = true;
         capabilities.evicts = true;
         capabilities.claims_at_once = Some(several::MOST);
-        capabilities.calls_at_once = NonZeroUsize::new(AT_ONCE);
+        capabilities.calls_in_flight = NonZeroUsize::new(AT_ONCE);
         capabilities.guards_writes = true;
         let api = Api::new(Endpoints::new(options, dialer)?, options.attempt);
         let layout = Layout { namespace: options.namespace.clone() };

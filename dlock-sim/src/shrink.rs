@@ -55,6 +55,7 @@ impl<F: FnMut(&Plan) -> Option<Violation>> Search<'_, F> {
         self.lower(|config| config.lock_delay_ms, 0, |config, millis| config.lock_delay_ms = millis);
         self.lower(|config| config.drift_ppm, 0, |config, ppm| config.drift_ppm = ppm);
         self.lower(|config| config.lapses_after_percent, 100, |config, percent| config.lapses_after_percent = percent);
+        self.lower(|config| config.calls_in_flight.into(), 0, |config, calls| config.calls_in_flight = calls as u8);
         if self.best.plan.config.jitter {
             self.keeps(&self.with(|config| config.jitter = false));
         }

@@ -1,4 +1,4 @@
-//! Two thousand locks and releases at once by the real Consul client on a slow Consul, in virtual time: each is sent once and answered once.
+//! Two thousand locks and releases at once by the real Consul client on a slow Consul, in virtual time: none gives up, and none is sent twice.
 #![allow(missing_docs)]
 
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 const KEYS: usize = 2_000;
-/// So many transactions are under way at a time.
-const AT_ONCE: usize = 15;
+/// So many claims are in flight at a time.
+const CLAIMS: usize = 14;
 /// How long Consul takes for a transaction.
 const EACH: Duration = Duration::from_millis(40);
 
@@ -24,8 +24,7 @@ const EACH: Duration = Duration::from_millis(40);
 struct Slow {
     consul: Mutex<FakeConsul>,
     began: Instant,
-    under_way: AtomicUsize,
-    most_under_way: AtomicUsize,
+    /// Of those that lock or unlock something, which audits do not.
     transactions: AtomicUsize,
 }
 
@@ -36,13 +35,9 @@ impl Transport for Slow {
             return std::future::pending().await;
         }
         if request.target.starts_with("/v1/txn") {
-            // Audits lock nothing.
             let locks = String::from_utf8_lossy(&request.body).contains("lock\"");
             self.transactions.fetch_add(locks.into(), Ordering::Relaxed);
-            let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-            self.most_under_way.fetch_max(under_way, Ordering::Relaxed);
             sleep(EACH).await;
-            self.under_way.fetch_sub(1, Ordering::Relaxed);
         }
         Ok(self.consul.lock().await.answer(self.began.elapsed(), &request))
     }
@@ -50,10 +45,10 @@ impl Transport for Slow {
 
 #[tokio::test(start_paused = true)]
 async fn none_of_thousands_gives_up_while_consul_answers() {
+    // A claim in line is a ticket, and a lock once nobody is ahead.
     for (fair, claims) in [(false, 1), (true, 2)] {
         let consul = Mutex::new(FakeConsul::new(Store::new(Rules::default()), 7));
-        let (under_way, most_under_way, transactions) = Default::default();
-        let slow = Arc::new(Slow { consul, began: Instant::now(), under_way, most_under_way, transactions });
+        let slow = Arc::new(Slow { consul, began: Instant::now(), transactions: AtomicUsize::new(0) });
         let consul = Consul::with_transport(&ConsulOptions::new().fair(fair), Arc::clone(&slow) as Arc<dyn Transport>);
         let locker = Locker::builder(consul).ttl(Duration::from_secs(15)).build().unwrap();
         locker.ready(Duration::from_secs(1)).await.unwrap();
@@ -65,7 +60,7 @@ async fn none_of_thousands_gives_up_while_consul_answers() {
         let guards: Vec<_> = locking.join_all().await.into_iter().map(|locked| locked.expect("nobody else has it")).collect();
         let sent = slow.transactions.swap(0, Ordering::Relaxed);
         // The first look at their keys, the others take theirs for absent as well.
-        assert!((KEYS * claims..=KEYS * claims + AT_ONCE).contains(&sent), "fair: {fair}: {sent}");
+        assert!((KEYS * claims..=KEYS * claims + CLAIMS).contains(&sent), "fair: {fair}: {sent}");
         let (mut releasing, began) = (JoinSet::new(), Instant::now());
         for guard in guards {
             releasing.spawn(guard.release());
@@ -75,6 +70,5 @@ async fn none_of_thousands_gives_up_while_consul_answers() {
         }
         assert!(began.elapsed() > Duration::from_millis(4_100), "longer than a release waits for a store that does not answer");
         assert_eq!(slow.transactions.load(Ordering::Relaxed), KEYS, "fair: {fair}");
-        assert_eq!(slow.most_under_way.load(Ordering::Relaxed), AT_ONCE, "fair: {fair}");
     }
 }

@@ -1,202 +1,268 @@
-//! How many calls are under way at the store. The others queue here, where their time does not count.
+//! How many calls are in flight to the store. The others queue here, where their time does not count.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dlock_core::{BackendError, Capabilities};
+use dlock_core::{BackendError, Capabilities, ErrorKind};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-/// Lets as many calls at a time to the store as its backend sends, releases before claims.
+use crate::measure::InQueue;
+
+/// Lets as many calls at a time to the store as its backend sends.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
-    limited: Option<Arc<Limited>>,
+    limit: Option<Arc<Limit>>,
 }
 
 #[derive(Debug)]
-struct Limited {
-    /// For whatever is sent.
-    all: Semaphore,
-    /// For claims: no more of them than are sent at a time are in the way of a release.
-    claims: Semaphore,
+struct Limit {
+    /// By priority: whatever is sent passes its own and all after it.
+    lanes: [Semaphore; 3],
     /// How often the store answered.
     answers: AtomicU64,
 }
 
-/// What is to be sent.
+/// Which calls come first, last to first: a call waits for no more of those below it than are sent at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Call {
-    Claim,
+pub(crate) enum Priority {
+    /// A claim that nobody waits for yet.
+    Fresh,
+    /// A claim that was told that it may be its turn, for which others wait.
+    Woken,
+    /// A release. What it needs is never all in the hands of claims, whose tasks may not be polled before the release is done.
     Release,
 }
 
-/// The right to send one call; another has it when this is dropped. By default one that nobody has to wait for.
-#[derive(Debug, Default)]
-pub(crate) struct Turn(Option<(Arc<Limited>, Call)>);
+/// What becomes of a call that wants to be sent.
+pub(crate) enum Admitted {
+    Now(InFlight),
+    Later(Box<Queued>),
+}
 
-/// A place in the queue for a turn; given up when dropped.
+/// The right to send one call; another has it once this is dropped. By default one that is not limited.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight(Option<Passed>);
+
+/// The lanes that a call has passed, until it is dropped.
+#[derive(Debug)]
+struct Passed {
+    limit: Arc<Limit>,
+    lanes: Range<u8>,
+}
+
+/// A call that waits to be sent, in line from when it is first waited for; given up when dropped.
 pub(crate) struct Queued {
-    turn: BoxFuture<'static, Turn>,
-    limited: Arc<Limited>,
+    admitted: BoxFuture<'static, InFlight>,
+    limit: Arc<Limit>,
     answers: u64,
+    _in_queue: InQueue,
 }
 
 impl Admission {
     pub(crate) fn new(capabilities: &Capabilities) -> Self {
-        let limited = capabilities.calls_at_once.map(|most| {
+        let limit = capabilities.calls_in_flight.map(|most| {
             let most = most.get().min(Semaphore::MAX_PERMITS);
-            Arc::new(Limited { all: Semaphore::new(most), claims: Semaphore::new(most), answers: AtomicU64::new(0) })
+            let claims = (most - 1).max(1);
+            Arc::new(Limit { lanes: [claims, claims, most].map(Semaphore::new), answers: AtomicU64::new(0) })
         });
-        Self { limited }
+        Self { limit }
     }
 
-    /// A turn, or a place in the queue where nobody has one to spare.
-    pub(crate) fn enter(&self, call: Call) -> Result<Turn, Queued> {
-        let Some(limited) = &self.limited else { return Ok(Turn::default()) };
-        limited.try_enter(call).ok_or_else(|| Queued {
-            turn: Arc::clone(limited).enter(call).boxed(),
-            limited: Arc::clone(limited),
-            answers: limited.answers.load(Ordering::Relaxed),
-        })
+    /// Admits the call if not as many are in flight as may be.
+    #[inline]
+    pub(crate) fn enter(&self, priority: Priority) -> Admitted {
+        self.limit.as_ref().map_or_else(|| Admitted::Now(InFlight::default()), |limit| limit.enter(priority))
     }
 }
 
-impl Limited {
-    fn try_enter(self: &Arc<Self>, call: Call) -> Option<Turn> {
-        let among_claims = (call == Call::Claim).then(|| self.claims.try_acquire()).transpose().ok()?;
-        self.all.try_acquire().ok()?.forget();
-        if let Some(permit) = among_claims {
-            permit.forget();
-        }
-        Some(Turn(Some((Arc::clone(self), call))))
+impl Limit {
+    fn enter(self: &Arc<Self>, priority: Priority) -> Admitted {
+        self.try_enter(priority).map_or_else(|| Admitted::Later(Box::new(self.queue(priority))), Admitted::Now)
     }
 
-    async fn enter(self: Arc<Self>, call: Call) -> Turn {
-        let among_claims = match call {
-            Call::Claim => self.claims.acquire().await.ok(),
-            Call::Release => None,
+    fn try_enter(self: &Arc<Self>, priority: Priority) -> Option<InFlight> {
+        let mut passed = Passed::none_of(self, priority);
+        while let Some(lane) = passed.next() {
+            let permit = lane.try_acquire().ok()?;
+            permit.forget();
+            passed.lanes.end += 1;
+        }
+        Some(InFlight(Some(passed)))
+    }
+
+    fn queue(self: &Arc<Self>, priority: Priority) -> Queued {
+        let mut passed = Passed::none_of(self, priority);
+        let admitted = async move {
+            while let Some(lane) = passed.next() {
+                // Never closed.
+                if let Ok(permit) = lane.acquire().await {
+                    permit.forget();
+                }
+                passed.lanes.end += 1;
+            }
+            InFlight(Some(passed))
         };
-        if let Ok(permit) = self.all.acquire().await {
-            permit.forget();
-        }
-        if let Some(permit) = among_claims {
-            permit.forget();
-        }
-        Turn(Some((Arc::clone(&self), call)))
+        let answers = self.answers.load(Ordering::Relaxed);
+        Queued { admitted: admitted.boxed(), limit: Arc::clone(self), answers, _in_queue: InQueue::begin() }
     }
 }
 
-impl Turn {
-    /// Takes note of what the call brought: whoever is queued waits as long as the store answers.
-    pub(crate) fn heard<T>(&self, answer: &Result<T, BackendError>) {
-        let Some((limited, _)) = &self.0 else { return };
-        if answer.as_ref().err().is_none_or(|error| !error.kind().is_passing()) {
-            limited.answers.fetch_add(1, Ordering::Relaxed);
-        }
+impl Passed {
+    fn none_of(limit: &Arc<Limit>, priority: Priority) -> Self {
+        let first = priority as u8;
+        Self { limit: Arc::clone(limit), lanes: first..first }
+    }
+
+    /// The lane that is next, if one is left.
+    fn next(&self) -> Option<&Semaphore> {
+        self.limit.lanes.get(usize::from(self.lanes.end))
     }
 }
 
-impl Drop for Turn {
+impl Drop for Passed {
     fn drop(&mut self) {
-        let Some((limited, call)) = &self.0 else { return };
-        limited.all.add_permits(1);
-        if *call == Call::Claim {
-            limited.claims.add_permits(1);
+        for lane in self.lanes.clone() {
+            self.limit.lanes[usize::from(lane)].add_permits(1);
         }
+    }
+}
+
+impl InFlight {
+    /// The call is over: another is sent, and if the store answered, those in the queue wait on.
+    pub(crate) fn over<T>(self, answer: Result<T, BackendError>) -> Result<T, BackendError> {
+        let silent = |error: &BackendError| matches!(error.kind(), ErrorKind::Transient | ErrorKind::Ambiguous);
+        if let Some(Passed { limit, .. }) = &self.0
+            && !answer.as_ref().is_err_and(silent)
+        {
+            limit.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
     }
 }
 
 impl Queued {
-    /// Free to drop: the place is kept.
-    pub(crate) async fn turn(&mut self) -> Turn {
-        (&mut self.turn).await
+    /// Returns when the call may be sent, and is not to be asked again then. Free to drop: the place is kept.
+    pub(crate) async fn admitted(&mut self) -> InFlight {
+        (&mut self.admitted).await
     }
 
     /// Whether the store answered others since this was asked last.
-    pub(crate) fn moves(&mut self) -> bool {
-        let answers = self.limited.answers.load(Ordering::Relaxed);
+    pub(crate) fn moved(&mut self) -> bool {
+        let answers = self.limit.answers.load(Ordering::Relaxed);
         std::mem::replace(&mut self.answers, answers) != answers
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::num::NonZeroUsize;
     use std::time::Duration;
 
-    use dlock_core::{ClockSource, ErrorKind, TtlRange};
+    use dlock_core::{ClockSource, TtlRange};
 
     use super::*;
 
     fn admission(most: usize) -> Admission {
         let ttl = TtlRange { min: Duration::from_secs(1), max: Duration::from_secs(60) };
         let mut capabilities = Capabilities::minimal(ClockSource::Runtime, ttl);
-        capabilities.calls_at_once = NonZeroUsize::new(most);
+        capabilities.calls_in_flight = NonZeroUsize::new(most);
         Admission::new(&capabilities)
     }
 
-    fn queued(admission: &Admission, call: Call) -> Queued {
-        admission.enter(call).expect_err("nobody has a turn to spare")
+    fn now(admission: &Admission, priority: Priority) -> InFlight {
+        match admission.enter(priority) {
+            Admitted::Now(in_flight) => in_flight,
+            Admitted::Later(_) => panic!("as many are in flight as may be"),
+        }
     }
 
-    fn has_turn(queued: &mut Queued) -> Option<Turn> {
-        queued.turn().now_or_never()
+    fn later(admission: &Admission, priority: Priority) -> Queued {
+        match admission.enter(priority) {
+            Admitted::Now(_) => panic!("not as many are in flight as may be"),
+            Admitted::Later(mut queued) => {
+                assert!(admitted(&mut queued).is_none());
+                *queued
+            }
+        }
+    }
+
+    fn admitted(queued: &mut Queued) -> Option<InFlight> {
+        queued.admitted().now_or_never()
     }
 
     #[test]
-    fn without_a_limit_everybody_has_a_turn() {
+    fn without_a_limit_whatever_comes_is_sent() {
         let admission = admission(0);
-        let turns: Vec<_> = (0..1_000).map(|_| admission.enter(Call::Claim).ok()).collect();
-        assert!(turns.iter().all(Option::is_some));
+        let in_flight: Vec<_> = (0..1_000).map(|_| now(&admission, Priority::Fresh)).collect();
+        assert_eq!(in_flight.len(), 1_000);
     }
 
     #[test]
-    fn a_release_waits_for_no_claim_that_is_not_next() {
-        let admission = admission(2);
-        let mut turns: Vec<_> = (0..2).map(|_| admission.enter(Call::Claim).ok().expect("two are sent at a time")).collect();
-        let mut claims: Vec<_> = (0..10).map(|_| queued(&admission, Call::Claim)).collect();
-        assert!(claims.iter_mut().all(|claim| has_turn(claim).is_none()));
-        let mut release = queued(&admission, Call::Release);
-        assert!(has_turn(&mut release).is_none());
-        turns.pop();
-        assert!(has_turn(&mut claims[0]).is_none(), "the release is before it");
-        let turn = has_turn(&mut release).expect("it is next");
-        assert!(has_turn(&mut claims[0]).is_none());
-        drop(turn);
-        assert!(has_turn(&mut claims[0]).is_some());
+    fn a_call_has_no_more_of_those_below_it_ahead_than_are_sent_at_a_time() {
+        for (mine, most) in [(Priority::Woken, 3), (Priority::Release, 3)] {
+            let admission = admission(4);
+            let mut in_flight: VecDeque<_> = (0..4).map(|_| now(&admission, Priority::Release)).collect();
+            let mut claims: VecDeque<_> = (0..10).map(|_| later(&admission, Priority::Fresh)).collect();
+            let mut mine = later(&admission, mine);
+            let mut ahead = 0;
+            while admitted(&mut mine).is_none() {
+                in_flight.pop_front();
+                let next = claims.iter_mut().position(|claim| admitted(claim).map(|claim| in_flight.push_back(claim)).is_some());
+                if let Some(next) = next {
+                    assert_eq!(next, 0, "claims are sent in the order in which they came");
+                    claims.pop_front();
+                    ahead += 1;
+                }
+            }
+            assert_eq!(ahead, most);
+        }
+    }
+
+    #[test]
+    fn claims_leave_one_place_to_releases() {
+        let admission = admission(3);
+        let claims = [now(&admission, Priority::Fresh), now(&admission, Priority::Woken)];
+        let (mut fresh, mut woken) = (later(&admission, Priority::Fresh), later(&admission, Priority::Woken));
+        drop(now(&admission, Priority::Release));
+        assert!(admitted(&mut fresh).is_none() && admitted(&mut woken).is_none());
+        drop(claims);
+        assert!(admitted(&mut woken).is_some() && admitted(&mut fresh).is_some());
     }
 
     #[test]
     fn a_place_that_is_given_up_is_in_nobodys_way() {
-        for call in [Call::Claim, Call::Release] {
+        for priority in [Priority::Fresh, Priority::Woken, Priority::Release] {
             let admission = admission(1);
-            let turn = admission.enter(Call::Claim).ok().expect("the first");
-            let (mut first, mut second) = (queued(&admission, call), queued(&admission, call));
-            assert!(has_turn(&mut first).is_none() && has_turn(&mut second).is_none());
-            drop(turn);
-            // It has the turn already, and never takes it.
+            let in_flight = now(&admission, Priority::Fresh);
+            let (first, mut second) = (later(&admission, priority), later(&admission, priority));
+            // It is the first's turn, which never takes it.
+            drop(in_flight);
             drop(first);
-            drop(has_turn(&mut second).expect("its turn"));
-            let again: Vec<_> = (0..2).map(|_| admission.enter(call)).collect();
-            assert!(again[0].is_ok() && again[1].is_err(), "one turn, for {call:?}");
+            drop(admitted(&mut second).expect("its turn"));
+            let again = now(&admission, priority);
+            drop((later(&admission, priority), again));
         }
     }
 
     #[test]
     fn a_queue_moves_while_the_store_answers() {
         let admission = admission(1);
-        let turn = admission.enter(Call::Claim).ok().expect("the first");
-        let mut queued = queued(&admission, Call::Release);
         let failed = |kind| Err::<(), _>(BackendError::new(kind, "so it is"));
         for (answer, moves) in [
             (Ok(()), true),
             (failed(ErrorKind::Transient), false),
             (failed(ErrorKind::Ambiguous), false),
+            (failed(ErrorKind::Overloaded), true),
             (failed(ErrorKind::Conflict), true),
         ] {
-            turn.heard(&answer);
-            assert_eq!((queued.moves(), queued.moves()), (moves, false), "{answer:?}");
+            let in_flight = now(&admission, Priority::Fresh);
+            let mut queued = later(&admission, Priority::Release);
+            let answer = in_flight.over(answer);
+            assert_eq!((queued.moved(), queued.moved()), (moves, false), "{answer:?}");
         }
     }
 }

@@ -22,7 +22,8 @@ pub enum LockError {
     /// The options contradict each other or the store's limits; nothing was sent.
     #[error(transparent)]
     Options(#[from] InvalidOptions),
-    /// The time of `wait_at_most` passed, or a try was not answered within five seconds.
+    /// The time of `wait_at_most` passed, or a try was not answered within five seconds; the time counts for which it was not sent yet, as many
+    /// other calls of this process were in flight.
     #[error("{key} was not acquired within {waited:?}{}", whom(.holder.as_deref()))]
     TimedOut {
         /// The key.
@@ -31,7 +32,7 @@ pub enum LockError {
         waited: Duration,
         /// Who held it when it was last heard of.
         holder: Option<Box<Holder>>,
-        /// What the store last failed with, if it did not answer.
+        /// What the store last failed with, if it did not answer; or that the call was not sent yet.
         #[source]
         cause: Option<StoreError>,
     },

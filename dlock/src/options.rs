@@ -48,7 +48,7 @@ pub(crate) const LEAST_TTL: Duration = Duration::from_millis(200);
 pub(crate) const LEAST_ATTEMPT: Duration = Duration::from_millis(100);
 /// What waiters elsewhere get after this process had its turns in a row.
 pub(crate) const HEAD_START: Duration = Duration::from_millis(25);
-/// How long a try goes on when the store does not answer.
+/// How long a try goes on when the store does not answer, or it is not sent yet.
 pub(crate) const TRY_LIMIT: Duration = Duration::from_secs(5);
 /// How long a wait goes on before it is reported.
 pub(crate) const REPORT_WAITING_AFTER: Duration = Duration::from_secs(10);

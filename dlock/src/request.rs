@@ -30,7 +30,8 @@ pub struct LockRequest {
 
 /// A lock that is wanted only if it is free now; await it for the guard, or for `None` when another holds it.
 ///
-/// Goes on for at most five seconds if the store does not answer, and ends with [`LockError::TimedOut`] then.
+/// Goes on for at most five seconds if the store does not answer, or is still busy with what this process asked before, and ends with
+/// [`LockError::TimedOut`] then.
 #[derive(Clone, Debug)]
 #[must_use = "nothing happens until the request is awaited"]
 pub struct TryRequest {

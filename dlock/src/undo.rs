@@ -6,8 +6,7 @@ use std::sync::Arc;
 use dlock_core::planted::Bug;
 use dlock_core::{Chance, Claim, Lease, Loss, Moment, Release, SessionId, Undo, UndoEvent, UndoStep, Undone};
 
-use crate::admission::{Call, Queued, Turn};
-use crate::clock::Clock;
+use crate::admission::{Admitted, InFlight, Priority, Queued};
 use crate::options::LEAST_ATTEMPT;
 use crate::session::{Owed, Session};
 
@@ -59,7 +58,7 @@ impl Undoing {
         Some(undone)
     }
 
-    async fn drive(&mut self, mut limit: Moment) -> Option<Undone> {
+    async fn drive(&mut self, limit: Moment) -> Option<Undone> {
         let session = Arc::clone(&self.session);
         let clock = session.clock();
         let Some(owed) = &mut self.owed else { return Some(Undone::WithSession) };
@@ -101,34 +100,29 @@ impl Undoing {
             #[cfg(dlock_planted)]
             let ttl = if Bug::OrphanRenewed.is_on() { std::time::Duration::ZERO } else { ttl };
             let mut undo = Undo::new(attempt, ttl);
-            let mut event = UndoEvent::Started;
-            let (mut turn, mut since) = (None, now);
+            let (mut event, mut ends) = (UndoEvent::Started, limit);
             // Whatever is waited for is waited for until the limit: a timer of its own would be set for every release.
             loop {
-                if event == UndoEvent::Queued {
-                    // What the store answers others is no time that it leaves unused.
-                    limit = limit.plus(now.saturating_since(since));
-                }
-                since = now;
                 event = match undo.step(event, now, Chance(fastrand::u32(..))) {
                     UndoStep::Done(undone) => return Some(undone),
-                    _ if now >= limit => return is_gone().then_some(Undone::WithSession),
+                    _ if now >= ends => return is_gone().then_some(Undone::WithSession),
                     UndoStep::Pause { until } => {
-                        clock.sleep_until(until.min(limit)).await;
+                        clock.sleep_until(until.min(ends)).await;
                         UndoEvent::Elapsed
                     }
                     UndoStep::Release { until } => {
-                        let until = until.min(limit);
-                        match turn.take() {
-                            Some(Err(queued)) => wait_for_turn(queued, &mut turn, clock, until).await,
-                            Some(Ok(turn)) => release_once(turn, &session, &id, &claim, until).await,
-                            None => match session.admission.enter(Call::Release) {
-                                Ok(turn) => release_once(turn, &session, &id, &claim, until).await,
-                                Err(queued) => {
-                                    turn = Some(Err(queued));
-                                    UndoEvent::Queued
-                                }
-                            },
+                        let sending = match session.admission.enter(Priority::Release) {
+                            Admitted::Now(in_flight) => Some((in_flight, until.min(ends))),
+                            // Apart, since hardly a release is queued and every one would carry it.
+                            Admitted::Later(queued) => {
+                                let sending = Box::pin(queue(queued, &mut undo, &session, limit)).await;
+                                ends = limit.plus(undo.queued_for());
+                                sending
+                            }
+                        };
+                        match sending {
+                            Some((in_flight, until)) => release_once(in_flight, &session, &id, &claim, until).await,
+                            None => UndoEvent::Elapsed,
                         }
                     }
                 };
@@ -144,14 +138,49 @@ impl Undoing {
     }
 }
 
-async fn release_once(turn: Turn, session: &Session, id: &SessionId, claim: &Claim, until: Moment) -> UndoEvent {
+/// Waits until the release may be sent, and says until when it may take then; `None` when the limit has come, or the store answers nobody. The time for
+/// which it answers others is put off the limit.
+async fn queue(mut queued: Box<Queued>, undo: &mut Undo, session: &Session, limit: Moment) -> Option<(InFlight, Moment)> {
+    let clock = session.clock();
+    let mut tell = |event| match undo.step(event, clock.now(), Chance::MIDDLE) {
+        UndoStep::Release { until } => Some(until.min(limit.plus(undo.queued_for()))),
+        UndoStep::Pause { .. } | UndoStep::Done(_) => None,
+    };
+    let mut until = tell(UndoEvent::Queued)?;
+    loop {
+        let in_flight = tokio::select! {
+            biased;
+            in_flight = queued.admitted() => Some(in_flight),
+            () = clock.sleep_until(until) => None,
+        };
+        let moved = queued.moved();
+        if moved {
+            until = tell(UndoEvent::Queued)?;
+        }
+        if let Some(in_flight) = in_flight {
+            return Some((in_flight, tell(UndoEvent::Sent)?));
+        }
+        if !moved {
+            return None;
+        }
+        // What an ended runtime left undone may be what is in flight.
+        session.ensure_kept();
+    }
+}
+
+async fn release_once(in_flight: InFlight, session: &Session, id: &SessionId, claim: &Claim, until: Moment) -> UndoEvent {
     let clock = session.clock();
     let answer = tokio::select! {
         biased;
-        answer = session.backend.release(id, claim) => answer,
-        () = clock.sleep_until(until) => return UndoEvent::Elapsed,
+        answer = session.backend.release(id, claim) => in_flight.over(answer),
+        () = clock.sleep_until(until) => {
+            #[cfg(dlock_planted)]
+            if Bug::TurnKept.is_on() {
+                std::mem::forget(in_flight);
+            }
+            return UndoEvent::Elapsed;
+        }
     };
-    turn.heard(&answer);
     match answer {
         Ok(release) => UndoEvent::Answered(release),
         Err(error) => {
@@ -159,23 +188,6 @@ async fn release_once(turn: Turn, session: &Session, id: &SessionId, claim: &Cla
             UndoEvent::Failed(error.kind())
         }
     }
-}
-
-/// Waits in the queue for as long as it moves; the turn, or the place that is kept, is put into `turn`.
-async fn wait_for_turn(mut queued: Queued, turn: &mut Option<Result<Turn, Queued>>, clock: Clock, until: Moment) -> UndoEvent {
-    tokio::select! {
-        biased;
-        got = queued.turn() => {
-            *turn = Some(Ok(got));
-            return UndoEvent::Sent;
-        }
-        () = clock.sleep_until(until) => {}
-    }
-    if queued.moves() {
-        *turn = Some(Err(queued));
-        return UndoEvent::Queued;
-    }
-    UndoEvent::Elapsed
 }
 
 impl Drop for Undoing {

@@ -6,10 +6,11 @@ mod support;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::IntoFuture;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dlock::{CancellationToken, ErrorKind, LockError, Locker, Metadata};
-use dlock_testkit::memory::{Call, Control, Memory, Outage};
+use dlock_testkit::memory::{Call, Control, Memory, Outage, Profile};
 use metrics_util::CompositeKey;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use support::{TTL, key, locker, pass, secs};
@@ -100,6 +101,7 @@ fn runtime() -> Runtime {
 const HELD: &str = "dlock_locks_held{mode=exclusive}";
 const SUSPECT: &str = "dlock_sessions_suspect";
 const AT_GATE: &str = "dlock_gate_waiters";
+const QUEUED: &str = "dlock_calls_queued";
 
 fn wait(outcome: &str) -> String {
     format!("dlock_wait_seconds{{mode=exclusive,outcome={outcome}}}")
@@ -272,6 +274,25 @@ fn who_waits_at_the_gate_is_counted_until_the_turn_comes_or_the_wait_is_dropped(
         waiting.remove(0).await.unwrap().unwrap().release().await.unwrap();
         assert_eq!((board.number(AT_GATE), board.number(HELD)), (Some(0), Some(0)));
         assert_eq!(board.durations(&wait("abandoned")).len(), 1);
+    });
+}
+
+#[test]
+fn calls_are_queued_until_they_are_sent_or_given_up() {
+    recorded(async |board| {
+        let memory = Memory::builder(Profile::Queue).calls_in_flight(NonZeroUsize::new(2)).build();
+        let (control, locker) = (memory.control(), locker(&memory));
+        locker.ready(secs(1)).await.unwrap();
+        assert_eq!(board.number(QUEUED), Some(0), "shown before the first");
+        control.delay_next(Call::Claim, secs(1));
+        let mut locking: Vec<_> = (0..4).map(|n| tokio::spawn(locker.lock(format!("{n}")).into_future())).collect();
+        pass(Duration::from_millis(500)).await;
+        assert_eq!(board.number(QUEUED), Some(3), "one claim is in flight");
+        locking.pop().unwrap().abort();
+        pass(Duration::from_millis(100)).await;
+        assert_eq!(board.number(QUEUED), Some(2));
+        pass(secs(1)).await;
+        assert_eq!((board.number(QUEUED), board.number(HELD)), (Some(0), Some(3)));
     });
 }
 
@@ -455,7 +476,7 @@ fn all_that_is_measured_is_described_and_documented_and_no_label_is_a_key() {
         everything(&memory, &locker(&memory)).await;
         board.listen();
         let heard = board.heard.borrow();
-        assert_eq!(heard.names.len(), 7, "{:?}", heard.names);
+        assert_eq!(heard.names.len(), 8, "{:?}", heard.names);
         assert_eq!(heard.undescribed, BTreeSet::new());
         assert_eq!(heard.labels.iter().map(String::as_str).collect::<Vec<_>>(), ["kind", "mode", "outcome", "reason"]);
         for documents in [include_str!("../src/lib.rs"), include_str!("../../docs/metrics.md")] {

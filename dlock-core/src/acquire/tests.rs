@@ -405,13 +405,17 @@ fn claiming_until(millis: u64) -> AcquireStep {
 
 #[test]
 fn a_claim_that_was_never_sent_leaves_nothing() {
-    for (ending, at) in
-        [(AcquireEvent::Elapsed, 2_000), (AcquireEvent::Stopped, 1), (AcquireEvent::SessionLost, 1), (AcquireEvent::Elapsed, 500)]
-    {
-        let mut acquire = acquisition(Place::Queue, (at == 500).then_some(500));
+    let endings = [
+        (None, AcquireEvent::Elapsed, 2_000),
+        (Some(500), AcquireEvent::Elapsed, 500),
+        (None, AcquireEvent::Stopped, 1),
+        (None, AcquireEvent::SessionLost, 1),
+    ];
+    for (deadline, ending, millis) in endings {
+        let mut acquire = acquisition(Place::Queue, deadline);
         action(&mut acquire, AcquireEvent::Queued, 0);
-        acquire.step(ending.clone(), self::at(at), Chance::MIDDLE);
-        assert!(!acquire.owes_release(), "{ending:?} at {at}");
+        acquire.step(ending.clone(), at(millis), Chance::MIDDLE);
+        assert!(!acquire.owes_release(), "{ending:?} with the deadline {deadline:?}");
     }
 }
 
@@ -443,5 +447,26 @@ fn a_confirm_that_is_queued_has_its_time_from_when_it_is_sent() {
     for (event, millis) in [(AcquireEvent::Queued, 100), (AcquireEvent::Sent, 5_000)] {
         let until = at(millis + 2_000);
         assert_eq!(acquire.step(event, at(millis), Chance::MIDDLE), AcquireStep::Do { action: confirm, until });
+    }
+}
+
+#[test]
+fn a_place_that_was_taken_away_is_owed_until_the_next_claim_is_answered() {
+    for confirms in [false, true] {
+        let mut acquire = acquisition(Place::Queue, None);
+        action(&mut acquire, AcquireEvent::Answered(QUEUED), 0);
+        if confirms {
+            action(&mut acquire, woken(Hint::MaybeFree), 100);
+            action(&mut acquire, AcquireEvent::Answered(Standing::ClaimGone), 110);
+        } else {
+            action(&mut acquire, woken(Hint::ClaimGone), 110);
+        }
+        let mut given_up = acquire.clone();
+        assert_eq!(action(&mut given_up, AcquireEvent::Queued, 120), AcquireAction::Claim);
+        given_up.step(AcquireEvent::Stopped, at(130), Chance::MIDDLE);
+        assert!(given_up.owes_release(), "confirms: {confirms}");
+        action(&mut acquire, AcquireEvent::Answered(BUSY), 120);
+        acquire.step(AcquireEvent::Stopped, at(130), Chance::MIDDLE);
+        assert!(!acquire.owes_release(), "confirms: {confirms}");
     }
 }

@@ -38,7 +38,9 @@ impl Bounds {
         let ttl = ms(config.ttl_ms);
         let rtt = 2 * ms(config.latency_ms);
         let retry = 2 * (micros(Lease::LONGEST_ATTEMPT) + micros(RetryPolicy::MAX) + rtt);
-        let wake = ms(config.lock_delay_ms) + micros(Acquire::DELAY_PROBE) + retry;
+        // What is tried three times may be queued each time, for little more than an attempt.
+        let queued = if config.calls_in_flight == 0 { 0 } else { 4 * micros(Lease::LONGEST_ATTEMPT) };
+        let wake = ms(config.lock_delay_ms) + micros(Acquire::DELAY_PROBE) + retry + queued;
         let deaf = LONGEST_WAIT + 3 * ttl;
         let turns = u64::from(config.clients) * u64::from(config.rounds) + 1;
         Self {

@@ -35,8 +35,6 @@ use crate::run::Ran;
 const SEED: u64 = 0;
 /// What the draw is for that says how long faults strike.
 const STORM: u64 = 4;
-/// What the draw is for that says how many calls are under way at a time.
-const AT_ONCE: u64 = 9;
 
 /// Runs a plan.
 pub fn run(plan: &Plan) -> Ran {
@@ -87,10 +85,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(75);
 
 fn store(config: &Config, world: &Arc<World>) -> Memory {
     let store = Memory::builder(config.profile).lapses_after_percent(config.lapses_after_percent);
-    // Some clients may have only a few calls under way, and queue with the others.
-    let at_once = NonZeroUsize::new((config.draw(&[AT_ONCE]) % 3) as usize);
     let store = store.lock_delay(ms(config.lock_delay_ms)).clock_fast_by(config.drift_ppm);
-    store.calls_at_once(at_once).observer(world.clone()).build()
+    store.calls_in_flight(NonZeroUsize::new(config.calls_in_flight.into())).observer(world.clone()).build()
 }
 
 fn client(number: u8, memory: &Memory, world: &Arc<World>) -> Arc<Client> {

@@ -1,5 +1,7 @@
 //! The world as one client meets it.
 
+use std::time::Duration;
+
 use dlock_core::{Chance, Loss, Moment, Release, Undone, Verdict};
 use dlock_testkit::memory::Guard;
 
@@ -20,6 +22,17 @@ impl<'a, 'p> Around<'a, 'p> {
         let now = world.clocks[usize::from(me)].at(world.now);
         Self { world, me, now }
     }
+
+    fn draw_number(&mut self) -> u64 {
+        let draws = &mut self.world.draws[usize::from(self.me)];
+        *draws += 1;
+        *draws
+    }
+
+    fn draw(&mut self, what: u64) -> u64 {
+        let number = self.draw_number();
+        self.world.config.draw(&[what, self.me.into(), number])
+    }
 }
 
 impl Surroundings for Around<'_, '_> {
@@ -32,13 +45,21 @@ impl Surroundings for Around<'_, '_> {
     }
 
     fn chance(&mut self) -> Chance {
-        let draws = &mut self.world.draws[usize::from(self.me)];
-        *draws += 1;
-        self.world.config.chance(&[0xC4A9, self.me.into(), *draws])
+        let draw = self.draw_number();
+        self.world.config.chance(&[0xC4A9, self.me.into(), draw])
     }
 
     fn guard(&self) -> Guard {
         self.world.store.guard(&self.world.terms.key)
+    }
+
+    fn queues(&mut self) -> Option<Duration> {
+        if self.world.config.calls_in_flight == 0 {
+            return None;
+        }
+        let draw = self.draw(0x1C4E);
+        // For up to a quarter more than an attempt, so that some are told that it takes longer, and some give up.
+        (draw & 1 == 1).then(|| self.world.terms.attempt.mul_f64(1.25 * (draw >> 32) as f64 / f64::from(u32::MAX)))
     }
 
     fn send(&mut self, _: impl Iterator<Item = CallId>, question: Question) -> Option<CallId> {

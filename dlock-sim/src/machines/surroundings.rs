@@ -149,6 +149,12 @@ pub trait Surroundings {
     /// The guard that a claim sent now carries.
     fn guard(&self) -> Guard;
 
+    /// For how long a call is queued before it is sent, as many others being in flight; `None` when it is sent at once, and, of one that is queued
+    /// already, when the store answers none of the others.
+    fn queues(&mut self) -> Option<Duration> {
+        None
+    }
+
     /// Sends a call whose number is none of those `taken`. `None` for a wait whose end is told by [`Client::wake`](super::Client::wake)
     /// instead of an answer.
     fn send(&mut self, taken: impl Iterator<Item = CallId>, question: Question) -> Option<CallId>;

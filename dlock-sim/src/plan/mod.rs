@@ -72,6 +72,9 @@ pub struct Config {
     pub tries_percent: u32,
     /// The bound on how much slower a client's clock may run than true time, in parts per million; inside what the margin allows.
     pub drift_ppm: u32,
+    /// How many calls of a client are in flight at a time; as many as there are if it is zero.
+    #[serde(default)]
+    pub calls_in_flight: u8,
     /// Whether latencies and pauses vary; shrinking switches it off.
     pub jitter: bool,
 }
@@ -154,6 +157,8 @@ impl Plan {
                 hold_ms: between(8, 1, ttl_ms * 2),
                 tries_percent: [0, 0, 20, 100][draw(9, 4) as usize],
                 drift_ppm: draw(10, margin_ppm * 9 / 10),
+                // Queues are for the locker's own simulators; the wire's clients say what they send.
+                calls_in_flight: if matches!(tier, Tier::Machines | Tier::Locker | Tier::Beside) { draw(14, 3) as u8 } else { 0 },
                 jitter: true,
             },
             faults: Faults::Drawn { seed, per_mille: [0, 10, 50, 200][draw(11, 4) as usize], budget: between(12, 0, 8), kinds },

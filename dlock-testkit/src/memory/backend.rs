@@ -57,7 +57,7 @@ impl Memory {
             ttl: TtlRange { min: Self::LEAST_TTL, max: Self::LONGEST_TTL },
             limits: Limits::default(),
             claims_at_once: Some(32),
-            calls_at_once: None,
+            calls_in_flight: None,
             fast_ppm: 0,
             observer: None,
         }
@@ -114,7 +114,7 @@ pub struct MemoryBuilder {
     ttl: TtlRange,
     limits: Limits,
     claims_at_once: Option<usize>,
-    calls_at_once: Option<NonZeroUsize>,
+    calls_in_flight: Option<NonZeroUsize>,
     fast_ppm: u32,
     observer: Option<Arc<dyn Observer>>,
 }
@@ -157,8 +157,8 @@ impl MemoryBuilder {
 
     /// How many claims, confirms and releases are sent at a time; `None` if as many as there are. Defaults to `None`.
     #[must_use]
-    pub fn calls_at_once(mut self, most: Option<NonZeroUsize>) -> Self {
-        self.calls_at_once = most;
+    pub fn calls_in_flight(mut self, most: Option<NonZeroUsize>) -> Self {
+        self.calls_in_flight = most;
         self
     }
 
@@ -189,7 +189,7 @@ impl MemoryBuilder {
         capabilities.tells_changes = true;
         capabilities.evicts = true;
         capabilities.claims_at_once = self.claims_at_once;
-        capabilities.calls_at_once = self.calls_at_once;
+        capabilities.calls_in_flight = self.calls_in_flight;
         capabilities.guards_writes = true;
         if self.rules.profile == Profile::Queue {
             capabilities.session_ids = ChosenBy::Client;

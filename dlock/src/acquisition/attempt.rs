@@ -10,7 +10,6 @@ use dlock_core::{
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::admission::{Queued, Turn};
 use crate::gate::Pass;
 use crate::grant::{Grant, HoldLimits};
 use crate::session::{Enrolled, Owed, Session};
@@ -27,8 +26,6 @@ pub(super) struct Attempt {
     pub(super) machine: Acquire,
     pub(super) pass: Option<Pass>,
     pub(super) seat: Option<Seat>,
-    /// The right to send the claim or confirm that was queued, or the place in the queue.
-    pub(super) turn: Option<Result<Turn, Queued>>,
     pub(super) call: Option<BoxFuture<'static, Answer>>,
     /// Whether the call under way is one that may change the store.
     pub(super) claiming: bool,
@@ -53,7 +50,7 @@ pub(super) async fn over(session: &Session) {
 
 impl Attempt {
     pub(super) fn new(plan: AcquirePlan, pass: Option<Pass>) -> Self {
-        Self { machine: Acquire::new(plan), pass, seat: None, turn: None, call: None, claiming: false }
+        Self { machine: Acquire::new(plan), pass, seat: None, call: None, claiming: false }
     }
 
     pub(super) fn into_grant(mut self, token: FencingToken, now: Moment, limits: HoldLimits) -> Option<Arc<Grant>> {
@@ -75,7 +72,6 @@ impl Attempt {
         if let Some(seat) = self.seat.take() {
             self.owe(&seat, None);
         }
-        self.turn = None;
     }
 
     fn owe(&mut self, seat: &Seat, pass: Option<Pass>) {

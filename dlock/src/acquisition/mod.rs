@@ -2,23 +2,26 @@
 //!
 //! `lock` -> [`acquire`] -> `drive` (asks [`Acquire::step`] what to do) -> `perform` (one action, one call) -> the backend.
 
+mod admit;
 mod attempt;
 mod several;
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::{
-    AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, ClaimsPerKey, ErrorKind,
-    FencingToken, Hint, Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, Standing, Verdict, Woken,
+    AcquireAction, AcquireEvent, AcquirePlan, AcquireStep, BackendError, Chance, Claim, ClaimId, ClaimsPerKey, FencingToken, Hint,
+    Holder, Key, Lease, Metadata, Mode, Moment, Order, Place, Standing, Verdict, Woken,
 };
 use futures_util::FutureExt;
 use futures_util::future::OptionFuture;
 
 pub(crate) use several::acquire_all;
 
+use self::admit::Sending;
 use self::attempt::{Answer, Attempt, Seat, over};
-use crate::admission::{Call, Turn};
+use crate::admission::Admitted;
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
 use crate::gate::Pass;
@@ -73,18 +76,6 @@ pub(crate) async fn ready(engine: &Arc<Engine>, within: Duration) -> Result<(), 
     }
 }
 
-/// An answer, of which those in the queue are told as well; the turn passes on.
-fn heard<T>(turn: Turn, answer: Result<T, BackendError>) -> Result<T, BackendError> {
-    turn.heard(&answer);
-    drop(turn);
-    answer
-}
-
-/// What ends the wait in the queue for a call.
-fn nothing_answered() -> BackendError {
-    BackendError::new(ErrorKind::Transient, "as many calls are under way as are sent at a time, and none is answered")
-}
-
 /// What stays the same over all attempts, and what was last heard.
 struct Acquisition<'a> {
     engine: &'a Arc<Engine>,
@@ -98,6 +89,8 @@ struct Acquisition<'a> {
     report_at: Moment,
     holder: Option<Holder>,
     error: Option<StoreError>,
+    /// It was told that the key may be free: others may wait for what it asks next.
+    woken: bool,
 }
 
 impl<'a> Acquisition<'a> {
@@ -115,6 +108,7 @@ impl<'a> Acquisition<'a> {
             started,
             holder: None,
             error: None,
+            woken: false,
         }
     }
 
@@ -237,12 +231,13 @@ impl<'a> Acquisition<'a> {
         if action == AcquireAction::AwaitSession || attempt.seat.is_none() {
             return self.take_seat(attempt, now, until).await;
         }
-        let turn = match action {
-            AcquireAction::Claim | AcquireAction::Confirm { .. } => match self.turn(attempt, until).await? {
-                Ok(turn) => turn,
-                Err(event) => return Ok(event),
+        let (in_flight, until) = match self.enter(action) {
+            Admitted::Now(in_flight) => (in_flight, until),
+            Admitted::Later(queued) => match self.queue(queued, slice::from_mut(attempt)).await? {
+                Sending::Now(in_flight, until) => (in_flight, until),
+                Sending::SessionLost => return Ok(AcquireEvent::SessionLost),
+                Sending::TimeUp => return Ok(AcquireEvent::Elapsed),
             },
-            AcquireAction::AwaitSession | AcquireAction::Wait { .. } | AcquireAction::Pause => Turn::default(),
         };
         let Some(seat) = &attempt.seat else { return Ok(AcquireEvent::SessionLost) };
         let (backend, session) = (Arc::clone(&self.engine.backend), seat.id.clone());
@@ -251,10 +246,10 @@ impl<'a> Acquisition<'a> {
         attempt.call = match action {
             AcquireAction::AwaitSession | AcquireAction::Pause => None,
             AcquireAction::Claim => {
-                Some(async move { Answer::Standing(heard(turn, backend.claim(&session, &claim, place).await)) }.boxed())
+                Some(async move { Answer::Standing(in_flight.over(backend.claim(&session, &claim, place).await)) }.boxed())
             }
             AcquireAction::Confirm { cursor } => {
-                Some(async move { Answer::Standing(heard(turn, backend.confirm(&session, &claim, cursor).await)) }.boxed())
+                Some(async move { Answer::Standing(in_flight.over(backend.confirm(&session, &claim, cursor).await)) }.boxed())
             }
             AcquireAction::Wait { cursor } => {
                 Some(async move { Answer::Woken(backend.wait(&session, &claim, cursor).await) }.boxed())
@@ -271,37 +266,6 @@ impl<'a> Acquisition<'a> {
         };
         attempt.call = None;
         Ok(event)
-    }
-
-    /// The right to send a claim or a confirm, or what the machine is to be told of the queue for it.
-    async fn turn(&mut self, attempt: &mut Attempt, until: Moment) -> Result<Result<Turn, AcquireEvent>, LockError> {
-        let mut queued = match attempt.turn.take() {
-            Some(Ok(turn)) => return Ok(Ok(turn)),
-            Some(Err(queued)) => queued,
-            None => {
-                let entered = self.engine.admission.enter(Call::Claim);
-                return Ok(entered.map_err(|queued| {
-                    attempt.turn = Some(Err(queued));
-                    AcquireEvent::Queued
-                }));
-            }
-        };
-        let Some(seat) = &attempt.seat else { return Ok(Err(AcquireEvent::SessionLost)) };
-        tokio::select! {
-            biased;
-            turn = queued.turn() => {
-                attempt.turn = Some(Ok(turn));
-                return Ok(Err(AcquireEvent::Sent));
-            }
-            () = over(&seat.session) => return Ok(Err(AcquireEvent::SessionLost)),
-            waited = self.wait_until(until) => waited?,
-        }
-        if queued.moves() {
-            attempt.turn = Some(Err(queued));
-            return Ok(Err(AcquireEvent::Queued));
-        }
-        self.error.get_or_insert_with(|| StoreError::new(nothing_answered()));
-        Ok(Err(AcquireEvent::Elapsed))
     }
 
     /// Gets a session that is believed, and a fresh claim for it.
@@ -376,6 +340,7 @@ impl<'a> Acquisition<'a> {
                     self.holder = Some(holder.clone());
                 }
                 self.error = None;
+                self.woken |= hint == Hint::MaybeFree;
                 AcquireEvent::Woken { cursor, hint }
             }
             Answer::Standing(Err(error)) | Answer::Woken(Err(error)) => {

@@ -13,9 +13,10 @@ use dlock_core::{
 };
 use futures_util::future::{self, FutureExt};
 
+use super::Acquisition;
+use super::admit::Sending;
 use super::attempt::{Attempt, over};
-use super::{Acquisition, heard, nothing_answered};
-use crate::admission::{Call, Turn};
+use crate::admission::Admitted;
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
 use crate::guard::LockGuard;
@@ -60,7 +61,7 @@ enum Once {
     Held(Vec<Holding>),
     /// Nothing is at the store.
     Refused,
-    /// It was not answered: what there may be of it is undone behind the gates.
+    /// It was not answered, or not sent in time: what there may be of it is undone behind the gates.
     Perhaps(Option<StoreError>),
 }
 
@@ -154,11 +155,14 @@ impl Several<'_> {
             acquisition.error = cause.clone().or(acquisition.error.take());
         }
         let Some(first) = self.acquisitions.first_mut() else { return Ok(()) };
+        let (clock, deadline) = (self.engine.clock, first.deadline);
+        if deadline.is_some_and(|deadline| clock.now() >= deadline) {
+            return Err(first.timed_out());
+        }
         let Some(pause) = first.options.retry.pause(self.failures, Chance(fastrand::u32(..))) else {
             let unknown = || StoreError::new(BackendError::new(ErrorKind::Ambiguous, "the store did not answer"));
             return Err(LockError::Store { key: first.key.clone(), cause: cause.unwrap_or_else(unknown) });
         };
-        let (clock, deadline) = (self.engine.clock, first.deadline);
         let until = clock.now().plus(pause);
         tokio::select! {
             biased;
@@ -203,12 +207,17 @@ impl Several<'_> {
         }
         let (session, id) = (Arc::clone(&seats[0].session), seats[0].id.clone());
         let claims: Vec<Claim> = seats.iter().map(|seat| Claim::clone(&seat.claim)).collect();
-        let Some((turn, until)) = acquisitions[0].turn_for_all(&mut attempts, &session, until).await? else {
-            return Ok(Once::Perhaps(Some(StoreError::new(nothing_answered()))));
+        let (in_flight, until) = match acquisitions[0].enter(AcquireAction::Claim) {
+            Admitted::Now(in_flight) => (in_flight, until),
+            Admitted::Later(queued) => match acquisitions[0].queue(queued, &mut attempts).await? {
+                Sending::Now(in_flight, until) => (in_flight, until),
+                Sending::SessionLost => return Ok(refused(attempts)),
+                Sending::TimeUp => return Ok(Once::Perhaps(acquisitions[0].error.take())),
+            },
         };
         let answer = tokio::select! {
             biased;
-            answer = engine.backend.claim_all(&id, &claims) => heard(turn, answer),
+            answer = engine.backend.claim_all(&id, &claims) => in_flight.over(answer),
             () = over(&session) => return Ok(Once::Perhaps(None)),
             error = acquisitions[0].interrupted(None) => return Err(error),
             () = engine.clock.sleep_until(until) => return Ok(Once::Perhaps(None)),
@@ -246,16 +255,6 @@ impl Several<'_> {
     }
 }
 
-/// Tells all of them the same, and says until when that may go on; `None` when one of them is done.
-fn tell(attempts: &mut [Attempt], event: &AcquireEvent, now: Moment) -> Option<Moment> {
-    attempts.iter_mut().try_fold(Moment::FAR_FUTURE, |until, attempt| {
-        match attempt.machine.step(event.clone(), now, Chance::MIDDLE) {
-            AcquireStep::Do { until: limit, .. } => Some(until.min(limit)),
-            AcquireStep::Done(_) => None,
-        }
-    })
-}
-
 /// Nothing of these is at the store; their turns at the gates are over.
 fn refused(attempts: Vec<Attempt>) -> Once {
     for mut attempt in attempts {
@@ -279,32 +278,5 @@ impl Acquisition<'_> {
                 AcquireStep::Do { action, until } => self.perform(attempt, action, now, until).await?,
             };
         }
-    }
-
-    /// The right to send a claim of all these, and until when it may take; `None` when the time is up, or none of the calls under way is
-    /// answered.
-    async fn turn_for_all(
-        &mut self,
-        attempts: &mut [Attempt],
-        session: &Session,
-        until: Moment,
-    ) -> Result<Option<(Turn, Moment)>, LockError> {
-        let mut queued = match self.engine.admission.enter(Call::Claim) {
-            Ok(turn) => return Ok(Some((turn, until))),
-            Err(queued) => queued,
-        };
-        let clock = self.engine.clock;
-        while let Some(limit) = tell(attempts, &AcquireEvent::Queued, clock.now()) {
-            tokio::select! {
-                biased;
-                turn = queued.turn() => return Ok(tell(attempts, &AcquireEvent::Sent, clock.now()).map(|until| (turn, until))),
-                () = over(session) => return Ok(None),
-                waited = self.wait_until(limit) => waited?,
-            }
-            if !queued.moves() {
-                break;
-            }
-        }
-        Ok(None)
     }
 }

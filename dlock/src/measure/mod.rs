@@ -21,6 +21,7 @@ const HELD: &str = "dlock_locks_held";
 const LOST: &str = "dlock_locks_lost_total";
 const SUSPECT: &str = "dlock_sessions_suspect";
 const AT_GATE: &str = "dlock_gate_waiters";
+const QUEUED: &str = "dlock_calls_queued";
 const REQUESTS: &str = "dlock_requests_total";
 
 /// Tells what everything is, and shows at zero what may stay there for long: who alerts on a change must have seen it before.
@@ -33,6 +34,7 @@ pub(crate) fn describe() {
     describe_counter!(LOST, Unit::Count, "Locks that ended otherwise than by their guard, by reason");
     describe_gauge!(SUSPECT, Unit::Count, "Sessions whose renewal is late");
     describe_gauge!(AT_GATE, Unit::Count, "Acquisitions that wait for another of this process");
+    describe_gauge!(QUEUED, Unit::Count, "Claims and releases that are not sent yet, as many are in flight as may be");
     describe_counter!(REQUESTS, Unit::Count, "Requests to the store, by kind and outcome");
     for mode in MODES {
         gauge!(HELD, "mode" => mode).increment(0.0);
@@ -42,6 +44,7 @@ pub(crate) fn describe() {
     }
     gauge!(SUSPECT).increment(0.0);
     gauge!(AT_GATE).increment(0.0);
+    gauge!(QUEUED).increment(0.0);
 }
 
 /// One acquisition; abandoned when it is dropped before its [end](Self::end).
@@ -137,6 +140,17 @@ pub(crate) struct AtGate {
 impl AtGate {
     pub(crate) fn begin() -> Self {
         Self { _waiting: OneMore::new(gauge!(AT_GATE)) }
+    }
+}
+
+/// A call that is not sent yet, until it is dropped.
+pub(crate) struct InQueue {
+    _queued: OneMore,
+}
+
+impl InQueue {
+    pub(crate) fn begin() -> Self {
+        Self { _queued: OneMore::new(gauge!(QUEUED)) }
     }
 }
 

@@ -53,3 +53,11 @@ impl AtGate {
         Self
     }
 }
+
+pub(crate) struct InQueue;
+
+impl InQueue {
+    pub(crate) fn begin() -> Self {
+        Self
+    }
+}

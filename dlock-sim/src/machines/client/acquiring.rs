@@ -20,6 +20,8 @@ pub(super) struct Acquiring {
     place: Place,
     machine: Acquire,
     pub(super) until: Moment,
+    /// When the call that is queued may be sent.
+    pub(super) turn: Option<Moment>,
     pub(super) call: Option<CallId>,
     pub(super) waiting: Option<Cursor>,
     pub(super) seat: Option<Seat>,
@@ -27,6 +29,12 @@ pub(super) struct Acquiring {
     forgot: bool,
     /// The answer to the claim under way accounts for every copy of it.
     fences: bool,
+}
+
+impl Acquiring {
+    pub(super) fn next_moment(&self) -> Moment {
+        self.turn.map_or(self.until, |turn| turn.min(self.until))
+    }
 }
 
 impl Client {
@@ -39,6 +47,7 @@ impl Client {
             place,
             machine: Acquire::new(plan),
             until: Moment::FAR_FUTURE,
+            turn: None,
             call: None,
             waiting: None,
             seat: None,
@@ -87,6 +96,7 @@ impl Client {
         let Some(mut acquiring) = self.acquiring.take() else { return };
         let busy = matches!(event, AcquireEvent::Answered(Standing::Busy { .. }));
         let stopped = event == AcquireEvent::Stopped;
+        let (is_queued, is_sent) = (event == AcquireEvent::Queued, event == AcquireEvent::Sent);
         acquiring.forgot |= busy && around.bug() == Some(Bug::BusyMeansNothingOwed);
         let chance = around.chance();
         let (action, until) = match acquiring.machine.step(event, around.now(), chance) {
@@ -105,6 +115,19 @@ impl Client {
             }
         };
         (acquiring.until, acquiring.call, acquiring.waiting) = (until, None, None);
+        if is_queued {
+            self.acquiring = Some(acquiring);
+            return;
+        }
+        acquiring.turn = None;
+        if matches!(action, AcquireAction::Claim | AcquireAction::Confirm { .. })
+            && !is_sent
+            && let Some(so_long) = around.queues()
+        {
+            acquiring.turn = Some(around.now().plus(so_long));
+            self.acquiring = Some(acquiring);
+            return self.acquire(AcquireEvent::Queued, around);
+        }
         acquiring.forgot &= action != AcquireAction::Claim;
         match (action, acquiring.seat.clone()) {
             (AcquireAction::AwaitSession, seat) | (_, seat @ None) => {

@@ -56,7 +56,7 @@ impl Session {
 
     pub(super) fn next_moment(&self) -> Moment {
         let own = if self.ended { Moment::FAR_FUTURE } else { self.until };
-        self.undoing.iter().map(|undoing| undoing.until).fold(own, Moment::min)
+        self.undoing.iter().map(Undoing::next_moment).fold(own, Moment::min)
     }
 
     pub(super) fn calls(&self) -> impl Iterator<Item = CallId> {

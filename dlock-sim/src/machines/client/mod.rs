@@ -10,7 +10,9 @@ mod watching;
 
 use std::sync::Arc;
 
-use dlock_core::{Claim, ClaimId, Cursor, FencingToken, Health, LeaseEvent, Loss, Moment, SessionId, UndoEvent, Woken};
+use dlock_core::{
+    AcquireEvent, Claim, ClaimId, Cursor, FencingToken, Health, LeaseEvent, Loss, Moment, SessionId, UndoEvent, Woken,
+};
 
 use self::acquiring::Acquiring;
 use self::keeping::Session;
@@ -117,7 +119,7 @@ impl Client {
 
     /// When, on its clock, its next timer is due.
     pub fn next_moment(&self) -> Moment {
-        let acquiring = self.acquiring.as_ref().map_or(Moment::FAR_FUTURE, |acquiring| acquiring.until);
+        let acquiring = self.acquiring.as_ref().map_or(Moment::FAR_FUTURE, Acquiring::next_moment);
         self.sessions.iter().map(Session::next_moment).fold(acquiring, Moment::min)
     }
 
@@ -156,13 +158,22 @@ impl Client {
             if !self.sessions[s].ended && self.sessions[s].until <= now {
                 self.keep(s, LeaseEvent::Elapsed, around);
             }
-            while let Some(undoing) = self.sessions[s].undoing.iter().find(|undoing| undoing.until <= now) {
-                let claim = undoing.claim.id;
-                self.undo(s, claim, UndoEvent::Elapsed, around);
+            while let Some(undoing) = self.sessions[s].undoing.iter().find(|undoing| undoing.next_moment() <= now) {
+                let (claim, event) = match undoing.turn {
+                    Some(turn) if turn <= now => (undoing.claim.id, UndoEvent::Sent),
+                    Some(_) if around.queues().is_some() => (undoing.claim.id, UndoEvent::Queued),
+                    _ => (undoing.claim.id, UndoEvent::Elapsed),
+                };
+                self.undo(s, claim, event, around);
             }
         }
-        if self.acquiring.as_ref().is_some_and(|acquiring| acquiring.until <= now) {
-            self.acquire(dlock_core::AcquireEvent::Elapsed, around);
+        if let Some(acquiring) = self.acquiring.as_ref().filter(|acquiring| acquiring.next_moment() <= now) {
+            let event = match acquiring.turn {
+                Some(turn) if turn <= now => AcquireEvent::Sent,
+                Some(_) if around.queues().is_some() => AcquireEvent::Queued,
+                _ => AcquireEvent::Elapsed,
+            };
+            self.acquire(event, around);
         }
     }
 
@@ -193,7 +204,7 @@ impl Client {
 
     /// A wait without a call of its own returned.
     pub fn wake(&mut self, Woken { cursor, hint }: Woken, around: &mut impl Surroundings) {
-        self.acquire(dlock_core::AcquireEvent::Woken { cursor, hint }, around);
+        self.acquire(AcquireEvent::Woken { cursor, hint }, around);
     }
 
     /// Gives the lock back.

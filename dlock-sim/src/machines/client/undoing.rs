@@ -14,10 +14,18 @@ pub(super) struct Undoing {
     pub(super) claim: Arc<Claim>,
     machine: Undo,
     pub(super) until: Moment,
+    /// When the release that is queued may be sent.
+    pub(super) turn: Option<Moment>,
     pub(super) call: Option<CallId>,
     /// Nobody else of this process passes the gate before it is done.
     pub(super) gate: bool,
     unfenced: bool,
+}
+
+impl Undoing {
+    pub(super) fn next_moment(&self) -> Moment {
+        self.turn.map_or(self.until, |turn| turn.min(self.until))
+    }
 }
 
 impl Client {
@@ -30,6 +38,7 @@ impl Client {
             claim: Arc::clone(&seat.claim),
             machine: Undo::new(around.terms().attempt, around.terms().patience),
             until: Moment::FAR_FUTURE,
+            turn: None,
             call: None,
             gate,
             unfenced: seat.unfenced,
@@ -75,11 +84,21 @@ impl Client {
         match undoing.machine.step(event, around.now(), chance) {
             UndoStep::Release { until } => {
                 (undoing.until, undoing.call) = (until, None);
+                if event == UndoEvent::Queued {
+                    return;
+                }
+                undoing.turn = None;
+                if event != UndoEvent::Sent
+                    && let Some(so_long) = around.queues()
+                {
+                    undoing.turn = Some(around.now().plus(so_long));
+                    return self.undo(s, claim, UndoEvent::Queued, around);
+                }
                 let request = Request::Release { session, claim: Arc::clone(&undoing.claim) };
                 let call = around.send(self.calls(), Question::Request(request));
                 self.sessions[s].undoing[at].call = call;
             }
-            UndoStep::Pause { until } => (undoing.until, undoing.call) = (until, None),
+            UndoStep::Pause { until } => (undoing.until, undoing.turn, undoing.call) = (until, None, None),
             UndoStep::Done(undone) => {
                 let session = &mut self.sessions[s];
                 session.undoing.remove(at);
