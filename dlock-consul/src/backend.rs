@@ -75,7 +75,7 @@ impl Consul {
         capabilities.guards_writes = true;
         let (api, watches) = (Api::new(transport, options), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
-        capabilities.calls_in_flight = watches.calls_in_flight();
+        capabilities.calls_in_flight = watches.calls_in_flight;
         let sessions = options.sessions.clone();
         if sessions.fair {
             stand_in_line(&mut capabilities, sessions.has_checks());

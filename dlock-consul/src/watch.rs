@@ -22,6 +22,8 @@ pub(crate) struct Watches {
     pub(crate) disturbances: Semaphore,
     /// For requests that are answered at once.
     pub(crate) short: Semaphore,
+    /// How many of those there are: so many calls for claims and releases are sent at a time, each of which has one request under way.
+    pub(crate) calls_in_flight: Option<NonZeroUsize>,
     shared: SharedReads,
 }
 
@@ -47,13 +49,9 @@ impl Watches {
             waits: Semaphore::new(rest - disturbances - short),
             disturbances: Semaphore::new(disturbances),
             short: Semaphore::new(short),
+            calls_in_flight: NonZeroUsize::new(short),
             shared,
         }
-    }
-
-    /// How many calls for claims and releases are sent at a time; each has one request under way.
-    pub(crate) fn calls_in_flight(&self) -> Option<NonZeroUsize> {
-        NonZeroUsize::new(self.short.available_permits())
     }
 
     /// How many held keys can be watched beside the session.

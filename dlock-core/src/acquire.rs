@@ -39,26 +39,20 @@ pub struct AcquirePlan {
     pub longest_wait: Duration,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     New,
     NeedsSession,
-    Claiming {
+    /// A claim or a confirm is under way, or waits to be sent.
+    Asking {
+        what: Ask,
+        sent: bool,
         until: Moment,
-    },
-    /// A claim or a confirm that is not sent yet.
-    Queued {
-        until: Moment,
-        next: Next,
     },
     Waiting {
         cursor: Cursor,
         kept: bool,
         since: Moment,
-        until: Moment,
-    },
-    Confirming {
-        cursor: Cursor,
         until: Moment,
     },
     Paused {
@@ -69,20 +63,15 @@ enum State {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Next {
+enum Ask {
     Claim,
     Confirm { cursor: Cursor },
-    Wait { cursor: Cursor, kept: bool },
 }
 
-impl Next {
-    fn action(self) -> AcquireAction {
-        match self {
-            Self::Claim => AcquireAction::Claim,
-            Self::Confirm { cursor } => AcquireAction::Confirm { cursor },
-            Self::Wait { cursor, .. } => AcquireAction::Wait { cursor },
-        }
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Next {
+    Ask(Ask),
+    Wait { cursor: Cursor, kept: bool },
 }
 
 /// What happened to an acquisition.
@@ -141,7 +130,7 @@ pub enum AcquireAction {
 /// What an acquisition wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AcquireStep {
-    /// Do this, and no longer than until then; then say [`AcquireEvent::Elapsed`].
+    /// Do this, or leave it queued if it was, and no longer than until then; then say [`AcquireEvent::Elapsed`].
     Do {
         /// What.
         action: AcquireAction,
@@ -168,6 +157,13 @@ pub enum Verdict {
     Stopped,
     /// The store refused for good, or the policy allows no more attempts.
     Failed(ErrorKind),
+}
+
+impl Ask {
+    /// What is asked by whoever has waited.
+    fn when_woken(kept: bool, cursor: Cursor) -> Self {
+        if kept { Self::Confirm { cursor } } else { Self::Claim }
+    }
 }
 
 impl Acquire {
@@ -210,13 +206,13 @@ impl Acquire {
     }
 
     fn take(&mut self, event: AcquireEvent, now: Moment, chance: Chance) {
-        match (&self.state, event) {
+        match (self.state, event) {
             (State::Done(_), _) => {}
             (_, AcquireEvent::Stopped) => self.end(Verdict::Stopped),
             (State::New, _) => self.state = State::NeedsSession,
             (State::NeedsSession, AcquireEvent::SessionReady) => {
                 (self.unanswered, self.placed) = (false, false);
-                self.claim(now);
+                self.ask(Ask::Claim, true, now);
             }
             (State::NeedsSession, AcquireEvent::SessionFailed(kind)) => {
                 self.failures += 1;
@@ -229,68 +225,45 @@ impl Acquire {
                 self.end(Verdict::Stopped);
                 self.state = State::NeedsSession;
             }
-            (State::Claiming { .. } | State::Confirming { .. }, AcquireEvent::Answered(standing)) => {
-                self.stand(&standing, now, chance);
-            }
-            (State::Claiming { .. }, AcquireEvent::Queued) => self.queue(Next::Claim, now),
-            (State::Confirming { cursor, .. }, AcquireEvent::Queued) => {
-                let next = Next::Confirm { cursor: *cursor };
-                self.queue(next, now);
-            }
-            (State::Queued { next, .. }, AcquireEvent::Queued) => {
-                let next = *next;
-                self.queue(next, now);
-            }
+            (State::Asking { what, .. }, AcquireEvent::Queued) => self.ask(what, false, now),
             // Past the deadline it is not sent any more.
-            (State::Queued { next, .. }, AcquireEvent::Sent) if !self.is_late(now) => {
-                let next = *next;
-                self.go(next, now);
+            (State::Asking { what, sent: false, .. }, AcquireEvent::Sent) if !self.is_late(now) => self.ask(what, true, now),
+            (State::Asking { what, sent: true, .. }, AcquireEvent::Answered(standing)) => {
+                self.stand(what, &standing, now, chance);
+            }
+            (State::Asking { what, sent: true, .. }, AcquireEvent::Failed(kind)) => {
+                // What was surely not applied leaves nothing; an earlier copy is still owed.
+                self.unanswered |= what == Ask::Claim && kind == ErrorKind::Ambiguous;
+                self.fail(kind, Next::Ask(what), now, chance);
+            }
+            (State::Asking { what, sent, until }, AcquireEvent::Elapsed) if now >= until => {
+                // A confirm changes nothing, and what was not sent was surely not applied.
+                let perhaps = sent && what == Ask::Claim;
+                self.unanswered |= perhaps;
+                let kind = if perhaps { ErrorKind::Ambiguous } else { ErrorKind::Transient };
+                self.fail(kind, Next::Ask(what), now, chance);
             }
             (State::Waiting { kept, since, .. }, AcquireEvent::Woken { cursor, hint }) => {
-                let (kept, early) = (*kept, now.saturating_since(*since) < Self::RACE_JITTER);
+                let early = now.saturating_since(since) < Self::RACE_JITTER;
                 self.failures = 0;
                 self.wake(kept, early, cursor, &hint, now, chance);
             }
-            (State::Claiming { .. }, AcquireEvent::Failed(kind)) => {
-                // What was surely not applied leaves nothing; an earlier copy is still owed.
-                self.unanswered |= kind == ErrorKind::Ambiguous;
-                self.fail(kind, Next::Claim, now, chance);
-            }
-            (State::Confirming { cursor, .. }, AcquireEvent::Failed(kind)) => {
-                let next = Next::Confirm { cursor: *cursor };
-                self.fail(kind, next, now, chance);
-            }
             (State::Waiting { cursor, kept, .. }, AcquireEvent::Failed(kind)) => {
-                let next = Next::Wait { cursor: *cursor, kept: *kept };
-                self.fail(kind, next, now, chance);
-            }
-            (State::Claiming { until }, AcquireEvent::Elapsed) if now >= *until => {
-                self.unanswered = true;
-                self.fail(ErrorKind::Ambiguous, Next::Claim, now, chance);
-            }
-            // What was not sent was surely not applied.
-            (State::Queued { until, next }, AcquireEvent::Elapsed) if now >= *until => {
-                let next = *next;
-                self.fail(ErrorKind::Transient, next, now, chance);
-            }
-            (State::Confirming { cursor, until }, AcquireEvent::Elapsed) if now >= *until => {
-                let next = Next::Confirm { cursor: *cursor };
-                self.fail(ErrorKind::Transient, next, now, chance);
+                self.fail(kind, Next::Wait { cursor, kept }, now, chance);
             }
             // A wait that never returned may have missed the news: ask.
-            (State::Waiting { cursor, kept, until, .. }, AcquireEvent::Elapsed) if now >= *until => {
-                let next = if *kept { Next::Confirm { cursor: *cursor } } else { Next::Claim };
-                self.go(next, now);
+            (State::Waiting { cursor, kept, until, .. }, AcquireEvent::Elapsed) if now >= until => {
+                self.ask(Ask::when_woken(kept, cursor), true, now);
             }
-            (State::Paused { until, next }, AcquireEvent::Elapsed) if now >= *until => {
-                let next = *next;
-                self.go(next, now);
-            }
+            (State::Paused { until, next }, AcquireEvent::Elapsed) if now >= until => match next {
+                Next::Ask(what) => self.ask(what, true, now),
+                Next::Wait { cursor, kept } => self.wait(cursor, kept, now),
+            },
             _ => {}
         }
     }
 
-    fn stand(&mut self, standing: &Standing, now: Moment, chance: Chance) {
+    fn stand(&mut self, what: Ask, standing: &Standing, now: Moment, chance: Chance) {
         self.failures = 0;
         match *standing {
             Standing::Held { token } => {
@@ -318,23 +291,22 @@ impl Acquire {
                     return;
                 }
                 let longest = at_most.min(Self::DELAY_PROBE).max(Duration::from_millis(1));
-                self.pause(longest.saturating_sub(chance.of(longest / 4)), Next::Claim, now);
+                self.pause(longest.saturating_sub(chance.of(longest / 4)), Next::Ask(Ask::Claim), now);
             }
             Standing::SessionGone => {
                 (self.unanswered, self.placed) = (false, false);
                 self.state = State::NeedsSession;
             }
             Standing::ClaimGone => {
-                let claimed = matches!(self.state, State::Claiming { .. });
                 if self.plan.place == Place::Try {
                     // An earlier copy was refused, and that answer was lost: the store grants nothing to this claim any more.
                     self.state = State::Done(Verdict::Busy);
-                } else if claimed {
+                } else if what == Ask::Claim {
                     // So it is here, for ever: another claim is needed.
                     self.state = State::NeedsSession;
                 } else {
                     // As with a place that was taken away while it was waited for.
-                    return self.claim(now);
+                    return self.ask(Ask::Claim, true, now);
                 }
                 self.placed = false;
             }
@@ -349,15 +321,15 @@ impl Acquire {
         };
         match hint {
             // A copy of the claim may still come and make its place anew: that is owed until the store has answered the next.
-            Hint::ClaimGone => self.claim(now),
+            Hint::ClaimGone => self.ask(Ask::Claim, true, now),
             Hint::MaybeFree => {
-                let next = if kept { Next::Confirm { cursor } } else { Next::Claim };
+                let what = Ask::when_woken(kept, cursor);
                 // After a lost race the rivals are spread out a little; the first wake is answered at once.
                 let spread = Self::RACE_JITTER.min(Duration::from_millis(5) * self.lost_races);
                 self.lost_races = (self.lost_races + 1).min(4);
                 match chance.of(spread) {
-                    Duration::ZERO => self.go(next, now),
-                    pause => self.pause(pause, next, now),
+                    Duration::ZERO => self.ask(what, true, now),
+                    pause => self.pause(pause, Next::Ask(what), now),
                 }
             }
             Hint::StillHeld { .. } => {
@@ -386,20 +358,8 @@ impl Acquire {
         }
     }
 
-    fn go(&mut self, next: Next, now: Moment) {
-        match next {
-            Next::Claim => self.claim(now),
-            Next::Confirm { cursor } => self.state = State::Confirming { cursor, until: now.plus(self.plan.attempt) },
-            Next::Wait { cursor, kept } => self.wait(cursor, kept, now),
-        }
-    }
-
-    fn claim(&mut self, now: Moment) {
-        self.state = State::Claiming { until: now.plus(self.plan.attempt) };
-    }
-
-    fn queue(&mut self, next: Next, now: Moment) {
-        self.state = State::Queued { until: now.plus(self.plan.attempt), next };
+    fn ask(&mut self, what: Ask, sent: bool, now: Moment) {
+        self.state = State::Asking { what, sent, until: now.plus(self.plan.attempt) };
     }
 
     fn wait(&mut self, cursor: Cursor, kept: bool, now: Moment) {
@@ -428,7 +388,7 @@ impl Acquire {
             self.state = State::Done(verdict);
             return;
         }
-        self.unanswered |= matches!(self.state, State::Claiming { .. });
+        self.unanswered |= matches!(self.state, State::Asking { what: Ask::Claim, sent: true, .. });
         self.state = State::Done(verdict);
     }
 
@@ -437,10 +397,9 @@ impl Acquire {
         let (action, until) = match self.state {
             State::Done(verdict) => return AcquireStep::Done(verdict),
             State::New | State::NeedsSession => (AcquireAction::AwaitSession, Moment::FAR_FUTURE),
-            State::Claiming { until } => (AcquireAction::Claim, until),
-            State::Queued { until, next } => (next.action(), until),
+            State::Asking { what: Ask::Claim, until, .. } => (AcquireAction::Claim, until),
+            State::Asking { what: Ask::Confirm { cursor }, until, .. } => (AcquireAction::Confirm { cursor }, until),
             State::Waiting { cursor, until, .. } => (AcquireAction::Wait { cursor }, until),
-            State::Confirming { cursor, until } => (AcquireAction::Confirm { cursor }, until),
             State::Paused { until, .. } => (AcquireAction::Pause, until),
         };
         AcquireStep::Do { action, until: until.min(deadline).max(now.plus(Duration::from_nanos(1))) }

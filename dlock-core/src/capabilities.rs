@@ -48,9 +48,9 @@ pub struct Capabilities {
     pub evicts: bool,
     /// [`claim_all`](crate::LockBackend::claim_all) takes so many keys at once; `None` where it cannot be called at all.
     pub claims_at_once: Option<usize>,
-    /// So many calls that claim, confirm or release are sent at a time; `None` where it is as many as there are. `dlock` queues the others, a
-    /// release behind no more claims than are sent at a time, and does not count that time as one of an attempt as long as the store
-    /// answers those that are in flight.
+    /// So many calls that claim, confirm or release are sent at a time; `None` where it is as many as there are. `dlock` queues the others,
+    /// and does not count that time as one of an attempt as long as the store answers those that are in flight. All but one may be
+    /// claims: declare two or more, or a release waits for the claim in flight.
     pub calls_in_flight: Option<NonZeroUsize>,
     /// [`ownership`](crate::LockBackend::ownership) works.
     pub guards_writes: bool,

@@ -63,7 +63,7 @@ pub enum UndoEvent {
 /// What a release wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UndoStep {
-    /// Send the release, and drop it then.
+    /// Send the release, or leave it queued if it was, and drop it then.
     Release {
         /// Later than now.
         until: Moment,

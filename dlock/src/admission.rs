@@ -1,4 +1,4 @@
-//! How many calls are in flight to the store. The others queue here, where their time does not count.
+//! Admits calls to the store, as many at a time as its backend sends. The others queue here, which counts as no attempt.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,19 +25,20 @@ struct Limit {
     answers: AtomicU64,
 }
 
-/// Which calls come first, last to first: a call waits for no more of those below it than are sent at a time.
+/// Which calls come first, from the last to the first, and so the number of their lane. A call waits for no more of those before it in this list
+/// than are sent at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// A claim that nobody waits for yet.
     Fresh,
-    /// A claim that was told that it may be its turn, for which others wait.
-    Woken,
+    /// A claim or a confirm that others may wait for.
+    Awaited,
     /// A release. What it needs is never all in the hands of claims, whose tasks may not be polled before the release is done.
     Release,
 }
 
-/// What becomes of a call that wants to be sent.
-pub(crate) enum Admitted {
+/// When it is a call's turn to be sent.
+pub(crate) enum Turn {
     Now(InFlight),
     Later(Box<Queued>),
 }
@@ -73,14 +74,14 @@ impl Admission {
 
     /// Admits the call if not as many are in flight as may be.
     #[inline]
-    pub(crate) fn enter(&self, priority: Priority) -> Admitted {
-        self.limit.as_ref().map_or_else(|| Admitted::Now(InFlight::default()), |limit| limit.enter(priority))
+    pub(crate) fn enter(&self, priority: Priority) -> Turn {
+        self.limit.as_ref().map_or_else(|| Turn::Now(InFlight::default()), |limit| limit.enter(priority))
     }
 }
 
 impl Limit {
-    fn enter(self: &Arc<Self>, priority: Priority) -> Admitted {
-        self.try_enter(priority).map_or_else(|| Admitted::Later(Box::new(self.queue(priority))), Admitted::Now)
+    fn enter(self: &Arc<Self>, priority: Priority) -> Turn {
+        self.try_enter(priority).map_or_else(|| Turn::Later(Box::new(self.queue(priority))), Turn::Now)
     }
 
     fn try_enter(self: &Arc<Self>, priority: Priority) -> Option<InFlight> {
@@ -132,7 +133,7 @@ impl Drop for Passed {
 
 impl InFlight {
     /// The call is over: another is sent, and if the store answered, those in the queue wait on.
-    pub(crate) fn over<T>(self, answer: Result<T, BackendError>) -> Result<T, BackendError> {
+    pub(crate) fn answered<T>(self, answer: Result<T, BackendError>) -> Result<T, BackendError> {
         let silent = |error: &BackendError| matches!(error.kind(), ErrorKind::Transient | ErrorKind::Ambiguous);
         if let Some(Passed { limit, .. }) = &self.0
             && !answer.as_ref().is_err_and(silent)
@@ -175,15 +176,15 @@ mod tests {
 
     fn now(admission: &Admission, priority: Priority) -> InFlight {
         match admission.enter(priority) {
-            Admitted::Now(in_flight) => in_flight,
-            Admitted::Later(_) => panic!("as many are in flight as may be"),
+            Turn::Now(in_flight) => in_flight,
+            Turn::Later(_) => panic!("as many are in flight as may be"),
         }
     }
 
     fn later(admission: &Admission, priority: Priority) -> Queued {
         match admission.enter(priority) {
-            Admitted::Now(_) => panic!("not as many are in flight as may be"),
-            Admitted::Later(mut queued) => {
+            Turn::Now(_) => panic!("not as many are in flight as may be"),
+            Turn::Later(mut queued) => {
                 assert!(admitted(&mut queued).is_none());
                 *queued
             }
@@ -203,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_call_has_no_more_of_those_below_it_ahead_than_are_sent_at_a_time() {
-        for (mine, most) in [(Priority::Woken, 3), (Priority::Release, 3)] {
+        for (mine, most) in [(Priority::Awaited, 3), (Priority::Release, 3)] {
             let admission = admission(4);
             let mut in_flight: VecDeque<_> = (0..4).map(|_| now(&admission, Priority::Release)).collect();
             let mut claims: VecDeque<_> = (0..10).map(|_| later(&admission, Priority::Fresh)).collect();
@@ -225,8 +226,8 @@ mod tests {
     #[test]
     fn claims_leave_one_place_to_releases() {
         let admission = admission(3);
-        let claims = [now(&admission, Priority::Fresh), now(&admission, Priority::Woken)];
-        let (mut fresh, mut woken) = (later(&admission, Priority::Fresh), later(&admission, Priority::Woken));
+        let claims = [now(&admission, Priority::Fresh), now(&admission, Priority::Awaited)];
+        let (mut fresh, mut woken) = (later(&admission, Priority::Fresh), later(&admission, Priority::Awaited));
         drop(now(&admission, Priority::Release));
         assert!(admitted(&mut fresh).is_none() && admitted(&mut woken).is_none());
         drop(claims);
@@ -235,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_place_that_is_given_up_is_in_nobodys_way() {
-        for priority in [Priority::Fresh, Priority::Woken, Priority::Release] {
+        for priority in [Priority::Fresh, Priority::Awaited, Priority::Release] {
             let admission = admission(1);
             let in_flight = now(&admission, Priority::Fresh);
             let (first, mut second) = (later(&admission, priority), later(&admission, priority));
@@ -261,7 +262,7 @@ mod tests {
         ] {
             let in_flight = now(&admission, Priority::Fresh);
             let mut queued = later(&admission, Priority::Release);
-            let answer = in_flight.over(answer);
+            let answer = in_flight.answered(answer);
             assert_eq!((queued.moved(), queued.moved()), (moves, false), "{answer:?}");
         }
     }

@@ -48,8 +48,8 @@ impl LockGuard {
     /// Gives the lock back and says what the store answered.
     ///
     /// Takes a few seconds at the longest if the store does not answer; the release then goes on in the background, and the error says
-    /// when the lock lapses at the latest. Of thousands at once as many are sent at a time as the backend takes, 15 on Consul and 1000 on etcd: the
-    /// time for which the store answers others first is not counted. Free to drop: the release goes on in the background.
+    /// when the lock lapses at the latest. Of thousands at once as many are sent at a time as the backend takes
+    /// ([`Capabilities::calls_in_flight`](dlock_core::Capabilities::calls_in_flight)): the time for which the store answers others first is not counted. Free to drop: the release goes on in the background.
     pub async fn release(self) -> Result<ReleaseOutcome, ReleaseUnknown> {
         let grant = Arc::clone(&self.held.grant);
         let session = Arc::clone(&grant.session);

@@ -90,7 +90,7 @@
 //! | `dlock_locks_lost_total` | counter | `reason` | locks that ended by a [`Loss`] |
 //! | `dlock_sessions_suspect` | gauge | | sessions whose renewal is late |
 //! | `dlock_gate_waiters` | gauge | | acquisitions that wait for another of this process |
-//! | `dlock_calls_queued` | gauge | | claims and releases that are not sent yet, since as many are in flight as may be |
+//! | `dlock_calls_queued` | gauge | | calls that claim, confirm or release and are not sent yet, since as many are in flight as may be |
 //! | `dlock_requests_total` | counter | `kind`, `outcome` | requests to the store, those included that were given up unanswered |
 //!
 //! `mode` is exclusive, shared or permits. No label is a key or an owner: there may be a million of them. The file `docs/metrics.md` of the repository says

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dlock_core::planted::Bug;
 use dlock_core::{Chance, Claim, Lease, Loss, Moment, Release, SessionId, Undo, UndoEvent, UndoStep, Undone};
 
-use crate::admission::{Admitted, InFlight, Priority, Queued};
+use crate::admission::{InFlight, Priority, Queued, Turn};
 use crate::options::LEAST_ATTEMPT;
 use crate::session::{Owed, Session};
 
@@ -112,9 +112,9 @@ impl Undoing {
                     }
                     UndoStep::Release { until } => {
                         let sending = match session.admission.enter(Priority::Release) {
-                            Admitted::Now(in_flight) => Some((in_flight, until.min(ends))),
+                            Turn::Now(in_flight) => Some((in_flight, until.min(ends))),
                             // Apart, since hardly a release is queued and every one would carry it.
-                            Admitted::Later(queued) => {
+                            Turn::Later(queued) => {
                                 let sending = Box::pin(queue(queued, &mut undo, &session, limit)).await;
                                 ends = limit.plus(undo.queued_for());
                                 sending
@@ -160,11 +160,11 @@ async fn queue(mut queued: Box<Queued>, undo: &mut Undo, session: &Session, limi
         if let Some(in_flight) = in_flight {
             return Some((in_flight, tell(UndoEvent::Sent)?));
         }
+        // What an ended runtime left undone may be what is in flight.
+        session.ensure_kept();
         if !moved {
             return None;
         }
-        // What an ended runtime left undone may be what is in flight.
-        session.ensure_kept();
     }
 }
 
@@ -172,7 +172,7 @@ async fn release_once(in_flight: InFlight, session: &Session, id: &SessionId, cl
     let clock = session.clock();
     let answer = tokio::select! {
         biased;
-        answer = session.backend.release(id, claim) => in_flight.over(answer),
+        answer = session.backend.release(id, claim) => in_flight.answered(answer),
         () = clock.sleep_until(until) => {
             #[cfg(dlock_planted)]
             if Bug::TurnKept.is_on() {

@@ -109,7 +109,7 @@ impl ConsulOptions {
     }
 
     /// How many connections are opened at most, 30 of them for waiting keys; keys beyond share batched reads. Defaults to 64; fewer than 8
-    /// count as 8, of which 3 are for waiting keys.
+    /// count as 8, of which 2 are for waiting keys.
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most.max(Self::LEAST_MAX_CONNECTIONS);

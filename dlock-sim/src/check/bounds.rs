@@ -39,7 +39,8 @@ impl Bounds {
         let rtt = 2 * ms(config.latency_ms);
         let retry = 2 * (micros(Lease::LONGEST_ATTEMPT) + micros(RetryPolicy::MAX) + rtt);
         // What is tried three times may be queued each time, for little more than an attempt.
-        let queued = if config.calls_in_flight == 0 { 0 } else { 4 * micros(Lease::LONGEST_ATTEMPT) };
+        let attempt = micros(Lease::attempt(config.ttl())).max(100_000);
+        let queued = if config.calls_in_flight == 0 { 0 } else { 4 * attempt };
         let wake = ms(config.lock_delay_ms) + micros(Acquire::DELAY_PROBE) + retry + queued;
         let deaf = LONGEST_WAIT + 3 * ttl;
         let turns = u64::from(config.clients) * u64::from(config.rounds) + 1;

@@ -53,13 +53,17 @@ impl Surroundings for Around<'_, '_> {
         self.world.store.guard(&self.world.terms.key)
     }
 
-    fn queues(&mut self) -> Option<Duration> {
+    fn queued_for(&mut self) -> Option<Duration> {
         if self.world.config.calls_in_flight == 0 {
             return None;
         }
         let draw = self.draw(0x1C4E);
         // For up to a quarter more than an attempt, so that some are told that it takes longer, and some give up.
         (draw & 1 == 1).then(|| self.world.terms.attempt.mul_f64(1.25 * (draw >> 32) as f64 / f64::from(u32::MAX)))
+    }
+
+    fn answers_others(&mut self) -> bool {
+        self.draw(0xA25E) & 1 == 1
     }
 
     fn send(&mut self, _: impl Iterator<Item = CallId>, question: Question) -> Option<CallId> {

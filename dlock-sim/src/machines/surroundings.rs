@@ -149,11 +149,11 @@ pub trait Surroundings {
     /// The guard that a claim sent now carries.
     fn guard(&self) -> Guard;
 
-    /// For how long a call is queued before it is sent, as many others being in flight; `None` when it is sent at once, and, of one that is queued
-    /// already, when the store answers none of the others.
-    fn queues(&mut self) -> Option<Duration> {
-        None
-    }
+    /// For how long a call is queued before it is sent, since many others are in flight; `None` when it is sent at once.
+    fn queued_for(&mut self) -> Option<Duration>;
+
+    /// Whether the store answers those others, of which a call that is queued for long is told.
+    fn answers_others(&mut self) -> bool;
 
     /// Sends a call whose number is none of those `taken`. `None` for a wait whose end is told by [`Client::wake`](super::Client::wake)
     /// instead of an answer.

@@ -73,6 +73,15 @@ impl Surroundings for Around<'_> {
         self.world.store.guard(&TERMS.key)
     }
 
+    /// Never: a queue only delays, and a message may be as late as it likes.
+    fn queued_for(&mut self) -> Option<Duration> {
+        None
+    }
+
+    fn answers_others(&mut self) -> bool {
+        false
+    }
+
     fn send(&mut self, taken: impl Iterator<Item = CallId>, question: Question) -> Option<CallId> {
         // A wait is looked at in the store itself, and the terms ask for no audits and watches.
         let Question::Request(request) = question else { return None };

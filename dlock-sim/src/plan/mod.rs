@@ -72,7 +72,7 @@ pub struct Config {
     pub tries_percent: u32,
     /// The bound on how much slower a client's clock may run than true time, in parts per million; inside what the margin allows.
     pub drift_ppm: u32,
-    /// How many calls of a client are in flight at a time; as many as there are if it is zero.
+    /// How many calls of a client are in flight at a time; as many as there are if it is zero. To the pure machines it only says whether calls are queued.
     #[serde(default)]
     pub calls_in_flight: u8,
     /// Whether latencies and pauses vary; shrinking switches it off.

@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, ready};
 
 use super::Acquisition;
 use super::attempt::{Attempt, over};
-use crate::admission::{Admitted, InFlight, Priority, Queued};
+use crate::admission::{InFlight, Priority, Queued, Turn};
 use crate::error::{LockError, StoreError};
 
 /// What came of waiting to send a call.
@@ -23,12 +23,14 @@ pub(super) enum Sending {
 
 impl<'a> Acquisition<'a> {
     /// Wants to send the call of an action.
-    pub(super) fn enter(&self, action: AcquireAction) -> Admitted {
+    pub(super) fn enter(&self, action: AcquireAction, attempt: &Attempt) -> Turn {
         match action {
-            AcquireAction::Claim | AcquireAction::Confirm { .. } => {
-                self.engine.admission.enter(if self.woken { Priority::Woken } else { Priority::Fresh })
+            // An earlier copy of the claim may hold the key with nobody knowing.
+            AcquireAction::Claim if !self.awaited && !attempt.machine.owes_release() => {
+                self.engine.admission.enter(Priority::Fresh)
             }
-            AcquireAction::AwaitSession | AcquireAction::Wait { .. } | AcquireAction::Pause => Admitted::Now(InFlight::default()),
+            AcquireAction::Claim | AcquireAction::Confirm { .. } => self.engine.admission.enter(Priority::Awaited),
+            AcquireAction::AwaitSession | AcquireAction::Wait { .. } | AcquireAction::Pause => Turn::Now(InFlight::default()),
         }
     }
 
@@ -47,26 +49,41 @@ impl<'a> Acquisition<'a> {
         let seat = attempts.iter().find_map(|attempt| attempt.seat.as_ref());
         let Some(session) = seat.map(|seat| Arc::clone(&seat.session)) else { return ready(Ok(Sending::SessionLost)).boxed() };
         async move {
+            let before = self.error.take();
             loop {
-                let Some(until) = tell(attempts, &AcquireEvent::Queued, clock.now()) else { return Ok(Sending::TimeUp) };
-                tokio::select! {
+                let Some(until) = tell(attempts, &AcquireEvent::Queued, clock.now()) else {
+                    self.error = self.error.take().or(before);
+                    return Ok(Sending::TimeUp);
+                };
+                let in_flight = tokio::select! {
                     biased;
                     // First what makes it pointless to send anything.
-                    () = over(&session) => return Ok(Sending::SessionLost),
-                    waited = self.wait_until(until) => waited?,
-                    in_flight = queued.admitted() => {
-                        let until = tell(attempts, &AcquireEvent::Sent, clock.now());
-                        return Ok(until.map_or(Sending::TimeUp, |until| Sending::Now(in_flight, until)));
+                    () = over(&session) => {
+                        self.error = before;
+                        return Ok(Sending::SessionLost);
                     }
-                }
+                    waited = self.wait_until(until) => {
+                        waited?;
+                        queued.admitted().now_or_never()
+                    }
+                    in_flight = queued.admitted() => Some(in_flight),
+                };
                 let now = clock.now();
+                if let Some(in_flight) = in_flight {
+                    self.error = before;
+                    let until = tell(attempts, &AcquireEvent::Sent, now);
+                    return Ok(until.map_or(Sending::TimeUp, |until| Sending::Now(in_flight, until)));
+                }
                 // What an ended runtime left undone may be what is in flight.
                 self.engine.keep_all(now);
                 let (moved, in_time) = (queued.moved(), self.deadline.is_none_or(|deadline| now < deadline));
-                self.error = Some(StoreError::new(not_sent(moved || !in_time)));
+                let not_sent = || StoreError::new(not_sent(moved || !in_time));
                 if in_time && !moved {
+                    // What it was told itself says more.
+                    self.error = Some(before.unwrap_or_else(not_sent));
                     return Ok(Sending::TimeUp);
                 }
+                self.error = Some(not_sent());
             }
         }
         .boxed()
@@ -78,7 +95,7 @@ fn not_sent(moves: bool) -> BackendError {
     let message = if moves {
         "not sent yet: as many calls of this process are in flight as are sent at a time"
     } else {
-        "not sent: as many calls of this process are in flight as are sent at a time, and the store answers none of them"
+        "not sent: as many calls of this process are in flight as are sent at a time, and none of them is answered"
     };
     BackendError::new(ErrorKind::Transient, message)
 }

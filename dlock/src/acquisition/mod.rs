@@ -21,7 +21,7 @@ pub(crate) use several::acquire_all;
 
 use self::admit::Sending;
 use self::attempt::{Answer, Attempt, Seat, over};
-use crate::admission::Admitted;
+use crate::admission::Turn;
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
 use crate::gate::Pass;
@@ -89,8 +89,8 @@ struct Acquisition<'a> {
     report_at: Moment,
     holder: Option<Holder>,
     error: Option<StoreError>,
-    /// It was told that the key may be free: others may wait for what it asks next.
-    woken: bool,
+    /// Others may wait for what it asks from now on: it was told that the key may be free, or other keys are held already.
+    awaited: bool,
 }
 
 impl<'a> Acquisition<'a> {
@@ -108,7 +108,7 @@ impl<'a> Acquisition<'a> {
             started,
             holder: None,
             error: None,
-            woken: false,
+            awaited: false,
         }
     }
 
@@ -231,9 +231,9 @@ impl<'a> Acquisition<'a> {
         if action == AcquireAction::AwaitSession || attempt.seat.is_none() {
             return self.take_seat(attempt, now, until).await;
         }
-        let (in_flight, until) = match self.enter(action) {
-            Admitted::Now(in_flight) => (in_flight, until),
-            Admitted::Later(queued) => match self.queue(queued, slice::from_mut(attempt)).await? {
+        let (in_flight, until) = match self.enter(action, attempt) {
+            Turn::Now(in_flight) => (in_flight, until),
+            Turn::Later(queued) => match self.queue(queued, slice::from_mut(attempt)).await? {
                 Sending::Now(in_flight, until) => (in_flight, until),
                 Sending::SessionLost => return Ok(AcquireEvent::SessionLost),
                 Sending::TimeUp => return Ok(AcquireEvent::Elapsed),
@@ -246,10 +246,10 @@ impl<'a> Acquisition<'a> {
         attempt.call = match action {
             AcquireAction::AwaitSession | AcquireAction::Pause => None,
             AcquireAction::Claim => {
-                Some(async move { Answer::Standing(in_flight.over(backend.claim(&session, &claim, place).await)) }.boxed())
+                Some(async move { Answer::Standing(in_flight.answered(backend.claim(&session, &claim, place).await)) }.boxed())
             }
             AcquireAction::Confirm { cursor } => {
-                Some(async move { Answer::Standing(in_flight.over(backend.confirm(&session, &claim, cursor).await)) }.boxed())
+                Some(async move { Answer::Standing(in_flight.answered(backend.confirm(&session, &claim, cursor).await)) }.boxed())
             }
             AcquireAction::Wait { cursor } => {
                 Some(async move { Answer::Woken(backend.wait(&session, &claim, cursor).await) }.boxed())
@@ -340,7 +340,7 @@ impl<'a> Acquisition<'a> {
                     self.holder = Some(holder.clone());
                 }
                 self.error = None;
-                self.woken |= hint == Hint::MaybeFree;
+                self.awaited |= hint == Hint::MaybeFree;
                 AcquireEvent::Woken { cursor, hint }
             }
             Answer::Standing(Err(error)) | Answer::Woken(Err(error)) => {

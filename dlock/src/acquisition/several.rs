@@ -16,7 +16,7 @@ use futures_util::future::{self, FutureExt};
 use super::Acquisition;
 use super::admit::Sending;
 use super::attempt::{Attempt, over};
-use crate::admission::Admitted;
+use crate::admission::Turn;
 use crate::engine::Engine;
 use crate::error::{LockError, StoreError};
 use crate::guard::LockGuard;
@@ -37,7 +37,7 @@ pub(crate) async fn acquire_all(
     let started = engine.clock.now();
     engine.keep_all(started);
     let acquisition = |key| Acquisition::new(engine, key, Place::Queue, options, started);
-    let mut several = Several { acquisitions: keys.iter().map(acquisition).collect(), failures: 0, engine };
+    let mut several = Several { acquisitions: keys.iter().map(acquisition).collect(), failures: 0, unsure: false, engine };
     loop {
         if let Some(guards) = several.contend().await? {
             return Ok(guards);
@@ -49,8 +49,10 @@ pub(crate) async fn acquire_all(
 struct Several<'a> {
     engine: &'a Arc<Engine>,
     acquisitions: Vec<Acquisition<'a>>,
-    /// How often all were asked for at once and nobody knows what came of it.
+    /// How often in a row it came to nothing.
     failures: u32,
+    /// They were asked for at once, and nobody knows what came of it.
+    unsure: bool,
 }
 
 /// An attempt that holds its key, and the number of its grant.
@@ -61,18 +63,24 @@ enum Once {
     Held(Vec<Holding>),
     /// Nothing is at the store.
     Refused,
-    /// It was not answered, or not sent in time: what there may be of it is undone behind the gates.
+    /// It was not answered: what there may be of it is undone behind the gates.
     Perhaps(Option<StoreError>),
+    /// It was not its turn in time.
+    Unsent(Option<StoreError>),
 }
 
 impl Several<'_> {
     /// `None` when all has to begin anew: a session ended meanwhile, or nobody knows what came of the last question.
     async fn contend(&mut self) -> Result<Option<Vec<LockGuard>>, LockError> {
         // After a question without an answer, one by one: what fails for all may not for each.
-        let once = if self.failures == 0 { self.at_once().await? } else { Once::Refused };
+        let once = if self.unsure { Once::Refused } else { self.at_once().await? };
         let (holding, since) = match once {
             Once::Held(holding) => (holding, self.engine.clock.now()),
-            Once::Perhaps(cause) => return self.pause(cause).await.map(|()| None),
+            Once::Perhaps(cause) => {
+                self.unsure = true;
+                return self.pause(cause).await.map(|()| None);
+            }
+            Once::Unsent(cause) => return self.pause(cause).await.map(|()| None),
             Once::Refused => match self.one_by_one().await? {
                 Some(holding) => holding,
                 None => return Ok(None),
@@ -99,6 +107,8 @@ impl Several<'_> {
         let (mut holding, mut sessions) = (Vec::<Holding>::new(), Vec::new());
         let mut since = None;
         for acquisition in &mut self.acquisitions {
+            // Whoever waits for what is held waits for the rest too.
+            acquisition.awaited |= !holding.is_empty();
             let turn = async {
                 // Who is told to wait is never sent away.
                 let pass = acquisition.pass(true).await?;
@@ -207,17 +217,17 @@ impl Several<'_> {
         }
         let (session, id) = (Arc::clone(&seats[0].session), seats[0].id.clone());
         let claims: Vec<Claim> = seats.iter().map(|seat| Claim::clone(&seat.claim)).collect();
-        let (in_flight, until) = match acquisitions[0].enter(AcquireAction::Claim) {
-            Admitted::Now(in_flight) => (in_flight, until),
-            Admitted::Later(queued) => match acquisitions[0].queue(queued, &mut attempts).await? {
+        let (in_flight, until) = match acquisitions[0].enter(AcquireAction::Claim, &attempts[0]) {
+            Turn::Now(in_flight) => (in_flight, until),
+            Turn::Later(queued) => match acquisitions[0].queue(queued, &mut attempts).await? {
                 Sending::Now(in_flight, until) => (in_flight, until),
                 Sending::SessionLost => return Ok(refused(attempts)),
-                Sending::TimeUp => return Ok(Once::Perhaps(acquisitions[0].error.take())),
+                Sending::TimeUp => return Ok(Once::Unsent(acquisitions[0].error.take())),
             },
         };
         let answer = tokio::select! {
             biased;
-            answer = engine.backend.claim_all(&id, &claims) => in_flight.over(answer),
+            answer = engine.backend.claim_all(&id, &claims) => in_flight.answered(answer),
             () = over(&session) => return Ok(Once::Perhaps(None)),
             error = acquisitions[0].interrupted(None) => return Err(error),
             () = engine.clock.sleep_until(until) => return Ok(Once::Perhaps(None)),

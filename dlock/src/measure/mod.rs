@@ -34,7 +34,11 @@ pub(crate) fn describe() {
     describe_counter!(LOST, Unit::Count, "Locks that ended otherwise than by their guard, by reason");
     describe_gauge!(SUSPECT, Unit::Count, "Sessions whose renewal is late");
     describe_gauge!(AT_GATE, Unit::Count, "Acquisitions that wait for another of this process");
-    describe_gauge!(QUEUED, Unit::Count, "Claims and releases that are not sent yet, as many are in flight as may be");
+    describe_gauge!(
+        QUEUED,
+        Unit::Count,
+        "Calls that claim, confirm or release and are not sent yet, as many are in flight as may be"
+    );
     describe_counter!(REQUESTS, Unit::Count, "Requests to the store, by kind and outcome");
     for mode in MODES {
         gauge!(HELD, "mode" => mode).increment(0.0);

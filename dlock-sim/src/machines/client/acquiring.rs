@@ -122,7 +122,7 @@ impl Client {
         acquiring.turn = None;
         if matches!(action, AcquireAction::Claim | AcquireAction::Confirm { .. })
             && !is_sent
-            && let Some(so_long) = around.queues()
+            && let Some(so_long) = around.queued_for()
         {
             acquiring.turn = Some(around.now().plus(so_long));
             self.acquiring = Some(acquiring);

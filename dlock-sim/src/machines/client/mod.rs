@@ -161,7 +161,7 @@ impl Client {
             while let Some(undoing) = self.sessions[s].undoing.iter().find(|undoing| undoing.next_moment() <= now) {
                 let (claim, event) = match undoing.turn {
                     Some(turn) if turn <= now => (undoing.claim.id, UndoEvent::Sent),
-                    Some(_) if around.queues().is_some() => (undoing.claim.id, UndoEvent::Queued),
+                    Some(_) if around.answers_others() => (undoing.claim.id, UndoEvent::Queued),
                     _ => (undoing.claim.id, UndoEvent::Elapsed),
                 };
                 self.undo(s, claim, event, around);
@@ -170,7 +170,7 @@ impl Client {
         if let Some(acquiring) = self.acquiring.as_ref().filter(|acquiring| acquiring.next_moment() <= now) {
             let event = match acquiring.turn {
                 Some(turn) if turn <= now => AcquireEvent::Sent,
-                Some(_) if around.queues().is_some() => AcquireEvent::Queued,
+                Some(_) if around.answers_others() => AcquireEvent::Queued,
                 _ => AcquireEvent::Elapsed,
             };
             self.acquire(event, around);

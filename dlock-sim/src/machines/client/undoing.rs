@@ -89,7 +89,7 @@ impl Client {
                 }
                 undoing.turn = None;
                 if event != UndoEvent::Sent
-                    && let Some(so_long) = around.queues()
+                    && let Some(so_long) = around.queued_for()
                 {
                     undoing.turn = Some(around.now().plus(so_long));
                     return self.undo(s, claim, UndoEvent::Queued, around);

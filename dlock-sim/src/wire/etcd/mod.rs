@@ -46,10 +46,16 @@ pub(super) struct World {
 pub struct FakeEtcd(Arc<World>);
 
 impl FakeEtcd {
-    /// One of which nobody has made use yet. Ends with the runtime.
+    /// One of which nobody has made use yet, a millisecond away. Ends with the runtime.
     pub fn start() -> Self {
+        Self::start_at(Duration::from_millis(1))
+    }
+
+    /// One that is so far away.
+    pub fn start_at(latency: Duration) -> Self {
         let mut plan = Plan::of_seed(Tier::WireEtcd, 0).with_faults(Vec::new());
-        plan.config.latency_ms = 1;
+        plan.config.latency_ms = latency.as_millis() as u32;
+        plan.config.jitter = false;
         let scene = Arc::new(Scene::new(&plan));
         Self(World::around(&scene, Cluster::new(Arc::clone(&scene), Rules::default(), None)))
     }
