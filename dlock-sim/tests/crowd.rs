@@ -66,7 +66,8 @@ async fn give_back(guards: Vec<LockGuard>) {
 #[tokio::test(start_paused = true)]
 async fn none_of_thousands_gives_up_while_consul_answers() {
     const KEYS: usize = 2_000;
-    // A claim in line is a ticket, and a lock once nobody is ahead. Of the first fourteen, keys are known of which the others learn.
+    // A claim in line is a ticket, and a lock once nobody is ahead. The first fourteen tickets are asked for twice: that the key is there is guessed, and
+    // the others learn that it is not.
     for (fair, claims) in [(false, KEYS), (true, 2 * KEYS + 14)] {
         let consul = Mutex::new(FakeConsul::new(Store::new(Rules::default()), 7));
         let slow = Arc::new(Slow { consul, began: Instant::now(), transactions: AtomicUsize::new(0) });
