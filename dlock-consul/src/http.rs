@@ -10,9 +10,11 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder};
 use thiserror::Error;
+use tower::util::MapFutureLayer;
 use url::{Host, Position, Url};
 
 use crate::config::{Address, ConfigError, ConsulOptions, TlsOptions};
+use crate::connector::{Spare, for_request};
 use crate::tls;
 use crate::transport::{Answer, Lane, Method, Request, Transport, TransportError, TransportErrorKind};
 
@@ -77,7 +79,7 @@ impl Transport for Http {
             // A body in memory has a length.
             Method::Put => client.put(url).body(request.body),
         };
-        let answer = sending.timeout(request.limit).send().await.map_err(unanswered)?;
+        let answer = for_request(sending.timeout(request.limit).send()).await.map_err(unanswered)?;
         let (status, headers) = (answer.status().as_u16(), answer.headers());
         let index = headers.get("x-consul-index").and_then(|value| value.to_str().ok()?.parse().ok());
         let body = answer.text().await.map_err(unanswered)?;
@@ -139,9 +141,11 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
         let host = HeaderValue::from_str(&named.host).map_err(|error| ConfigError::Client(error.into()))?;
         headers.insert(HOST, host);
     }
+    let spare = Spare::new();
     let mut builder = Client::builder()
         .default_headers(headers)
         .connect_timeout(Duration::from_secs(1))
+        .connector_layer(MapFutureLayer::new(move |opening| spare.clone().open(opening)))
         .tcp_keepalive(Duration::from_secs(10))
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -208,6 +212,12 @@ impl Resolve for Place {
 
 #[cfg(test)]
 mod tests {
+    use dlock_testkit::servers::{ConsulAgent, http};
+    use futures_util::future;
+    use tokio::io::copy_bidirectional;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::Instant;
+
     use super::*;
 
     #[test]
@@ -228,6 +238,69 @@ mod tests {
                 assert_eq!(http.url(target).as_str(), format!("{begins}{target}"));
             }
         }
+    }
+
+    #[tokio::test]
+    async fn of_connections_that_nobody_waits_for_any_more_one_is_opened() {
+        let agent = ConsulAgent::builder().tls().start().await.unwrap();
+        let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let accept = async || between.accept().await.unwrap().0;
+        let relay = async |mut client: TcpStream| {
+            let mut agent = TcpStream::connect(agent.tls_address()).await?;
+            copy_bidirectional(&mut client, &mut agent).await
+        };
+        let address = format!("https://{}", between.local_addr().unwrap());
+        let options = ConsulOptions::new().address(&address).unwrap().ca_certificate(agent.ca_certificate().unwrap());
+        let consul = Http::new(&options).unwrap();
+        let wait = async |key, index| {
+            let target = format!("/v1/kv/{key}?index={index}&wait=30s");
+            consul.send(Request::new(Method::Get, target, Lane::Waiting, Duration::from_secs(60))).await.unwrap()
+        };
+        // What does not change is no news.
+        let put = async |key, value| http(agent.address(), "PUT", &format!("/v1/kv/{key}"), &[], value).await.unwrap();
+        for key in ["a", "b", "c"] {
+            put(key, "old").await;
+        }
+
+        let first = async { relay(accept().await).await };
+        let requests = async {
+            let index = wait("c", 0).await.index.unwrap();
+            // Three wait, and one connection is there. Two are begun, on which nobody answers before that one has served all.
+            let (begun, ..) = tokio::join!(
+                async {
+                    let begun = [accept().await, accept().await];
+                    put("a", "new").await;
+                    begun
+                },
+                async {
+                    wait("a", index).await;
+                    put("b", "new").await;
+                },
+                async {
+                    wait("b", index).await;
+                    put("c", "new").await;
+                },
+                wait("c", index),
+            );
+            begun
+        };
+        let begun = tokio::select! {
+            begun = requests => begun,
+            ended = first => panic!("{ended:?}"),
+        };
+        let closed = future::select_all(begun.map(relay).map(Box::pin));
+        _ = tokio::time::timeout(Duration::from_secs(5), closed).await.expect("one was to be given up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_lets_in_and_says_nothing_is_not_connected_to() {
+        let agent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("https://{}", agent.local_addr().unwrap());
+        let consul = Http::new(&ConsulOptions::new().address(&address).unwrap()).unwrap();
+        let began = Instant::now();
+        let request = Request::new(Method::Get, "/v1/kv/k", Lane::Short, Duration::from_secs(60));
+        assert_eq!(consul.send(request).await.unwrap_err().kind, TransportErrorKind::NotConnected);
+        assert_eq!(began.elapsed().as_secs(), 1);
     }
 
     #[test]

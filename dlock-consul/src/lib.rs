@@ -7,6 +7,7 @@ mod api;
 mod backend;
 mod classify;
 mod config;
+mod connector;
 mod fair;
 mod guarded;
 mod http;

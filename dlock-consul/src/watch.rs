@@ -38,9 +38,9 @@ struct SharedReads {
 }
 
 impl Watches {
-    /// Divides a budget of connections. Two are left for sessions.
+    /// Divides a budget of connections. Two are left for sessions, and one each for what the pools of the others open beyond their requests.
     pub(crate) fn new(max_connections: usize) -> Self {
-        let rest = max_connections - 2;
+        let rest = max_connections - 4;
         let disturbances = 17.min(rest / 3);
         // Of claims one less is in flight, so that a release never waits for them.
         let short = ((rest - disturbances) / 3).max(2);

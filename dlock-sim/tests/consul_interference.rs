@@ -7,7 +7,7 @@ use std::future::IntoFuture;
 use std::time::{Duration, Instant};
 
 use dlock::{LockError, Locker, Loss, ReleaseOutcome};
-use dlock_consul::Consul;
+use dlock_consul::{Consul, ConsulOptions};
 use dlock_testkit::proxy::{Fault, FaultProxy, Matching};
 use dlock_testkit::servers::{ConsulAgent, http};
 use support::{LONG, at, bench, claims, get, holder, options, put, txns, within};
@@ -76,7 +76,7 @@ async fn with_few_connections_no_more_is_watched_than_can_be() {
     let agent = ConsulAgent::start().await.unwrap();
     let proxy = FaultProxy::start(agent.address()).await.unwrap();
     let ttl = Duration::from_secs(3);
-    let options = options(&proxy.address().to_string()).max_connections(8);
+    let options = options(&proxy.address().to_string()).max_connections(ConsulOptions::LEAST_MAX_CONNECTIONS);
     let locker = Locker::builder(Consul::new(options).unwrap()).ttl(ttl).build().unwrap();
     let guards = [locker.lock("few/1").await.unwrap(), locker.lock("few/2").await.unwrap(), locker.lock("few/3").await.unwrap()];
     within(Duration::from_secs(5), "only the session watched", async || proxy.open_requests() == 1).await;
@@ -106,7 +106,7 @@ async fn a_keys_name_is_no_answer() {
 async fn a_wait_that_shares_reads_is_no_hot_loop() {
     let agent = ConsulAgent::start().await.unwrap();
     let proxy = FaultProxy::start(agent.address()).await.unwrap();
-    let options = options(&proxy.address().to_string()).max_connections(8);
+    let options = options(&proxy.address().to_string()).max_connections(ConsulOptions::LEAST_MAX_CONNECTIONS);
     let locker = Locker::builder(Consul::new(options).unwrap()).ttl(LONG).build().unwrap();
     let other = at(&agent.address().to_string(), LONG);
     let mut held = Vec::new();

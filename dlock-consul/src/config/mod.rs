@@ -64,9 +64,9 @@ impl ConsulOptions {
     /// How long a request that does not wait may take. Core gives up earlier where its ttl demands it.
     pub const DEFAULT_ATTEMPT: Duration = Duration::from_secs(3);
     /// How many connections are opened at most. Consul allows 200 per client address by default.
-    pub const DEFAULT_MAX_CONNECTIONS: usize = 64;
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 66;
     /// The least number of connections that [`max_connections`](Self::max_connections) accepts.
-    pub const LEAST_MAX_CONNECTIONS: usize = 8;
+    pub const LEAST_MAX_CONNECTIONS: usize = 10;
 
     /// Options for the local agent, nothing from the environment.
     pub fn new() -> Self {
@@ -108,8 +108,9 @@ impl ConsulOptions {
         Ok(self)
     }
 
-    /// How many connections are opened at most, 30 of them for waiting keys; keys beyond share batched reads. Defaults to 64; fewer than 8
-    /// count as 8, of which 2 are for waiting keys.
+    /// How many connections are opened at most, 30 of them for waiting keys; keys beyond share batched reads. The agent may count more
+    /// for a moment, since it notices late that one was closed: leave room below its `http_max_conns_per_client`. Defaults to 66; fewer than 10
+    /// count as 10, of which 2 are for waiting keys.
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most.max(Self::LEAST_MAX_CONNECTIONS);
