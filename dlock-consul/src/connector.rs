@@ -24,9 +24,10 @@ impl Spare {
     ///
     /// hyper's pool opens one for every request that finds none idle. If another is given back before that one is open, the request takes that, and the
     /// pool goes on opening in a task of its own, and keeps what comes of it: one too many for each answer that was on its way back meanwhile. What
-    /// is open by then, but for the first words of HTTP, the pool keeps nevertheless.
+    /// is open by then, and only not in the pool yet, stays.
     ///
-    /// What no request began is opened whoever waits for it, so that all that another order of polls could cost is this saving.
+    /// What no request began is opened whoever waits for it. Were one begun by its request and polled by another task while that request still waits, all but
+    /// one would fail as not connected: the tests in `http.rs` would tell.
     pub(crate) async fn open<T>(self, opening: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let begun_by_request = is_in_request();
         let is_unwanted = || begun_by_request && !is_in_request();

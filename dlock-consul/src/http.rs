@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_connections_that_nobody_waits_for_any_more_one_is_opened() {
+    async fn connections_that_nobody_waits_for_any_more_are_not_all_opened() {
         let agent = ConsulAgent::builder().tls().start().await.unwrap();
         let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let accept = async || between.accept().await.unwrap().0;
@@ -251,7 +251,9 @@ mod tests {
         };
         let address = format!("https://{}", between.local_addr().unwrap());
         let options = ConsulOptions::new().address(&address).unwrap().ca_certificate(agent.ca_certificate().unwrap());
-        let consul = Http::new(&options).unwrap();
+        // Until the requests are done nobody answers on some connections, however long that takes.
+        let waiting = client(&options).unwrap().connect_timeout(Duration::from_secs(600)).build().unwrap();
+        let consul = Http { waiting, ..Http::new(&options).unwrap() };
         let wait = async |key, index| {
             let target = format!("/v1/kv/{key}?index={index}&wait=30s");
             consul.send(Request::new(Method::Get, target, Lane::Waiting, Duration::from_secs(60))).await.unwrap()
@@ -289,7 +291,7 @@ mod tests {
             ended = first => panic!("{ended:?}"),
         };
         let closed = future::select_all(begun.map(relay).map(Box::pin));
-        _ = tokio::time::timeout(Duration::from_secs(5), closed).await.expect("one was to be given up");
+        _ = tokio::time::timeout(Duration::from_secs(30), closed).await.expect("one was to be given up");
     }
 
     #[tokio::test(start_paused = true)]

@@ -38,9 +38,10 @@ struct SharedReads {
 }
 
 impl Watches {
-    /// Divides a budget of connections. Two are left for sessions, and one each for what the pools of the others open beyond their requests.
+    /// Divides a budget of connections. Two are left for the sessions of a locker, and one for each of the two other pools, which may open one at a time that no
+    /// request waits for.
     pub(crate) fn new(max_connections: usize) -> Self {
-        let rest = max_connections - 4;
+        let rest = max_connections.min(Semaphore::MAX_PERMITS) - 4;
         let disturbances = 17.min(rest / 3);
         // Of claims one less is in flight, so that a release never waits for them.
         let short = ((rest - disturbances) / 3).max(2);
@@ -155,5 +156,23 @@ impl Drop for Wanted<'_> {
                 wanted.remove(self.key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ConsulOptions;
+
+    #[test]
+    fn every_budget_leaves_something_for_everybody() {
+        for (budget, waits, disturbances, short) in [(10, 2, 2, 2), (11, 3, 2, 2), (16, 6, 4, 2), (66, 30, 17, 15)] {
+            let watches = Watches::new(budget);
+            let divided = [&watches.waits, &watches.disturbances, &watches.short].map(Semaphore::available_permits);
+            assert_eq!(divided, [waits, disturbances, short], "{budget}");
+            assert_eq!(divided.iter().sum::<usize>(), budget - 4);
+        }
+        assert_eq!(ConsulOptions::new().max_connections(0).max_connections, 10);
+        assert_eq!(Watches::new(usize::MAX).watched_claims(), 16);
     }
 }

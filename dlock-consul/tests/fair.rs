@@ -418,6 +418,7 @@ async fn the_delay_after_a_dead_holder_is_kept_by_those_who_share_too() {
     .await;
 }
 
+// On one thread what was answered is nearly always back before the next request needs it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_waiting_claims_stay_within_the_connections_allowed() {
     let agent = ConsulAgent::start().await.unwrap();

@@ -63,7 +63,7 @@ impl ConsulOptions {
     const DEFAULT_URL: &'static str = "http://127.0.0.1:8500/";
     /// How long a request that does not wait may take. Core gives up earlier where its ttl demands it.
     pub const DEFAULT_ATTEMPT: Duration = Duration::from_secs(3);
-    /// How many connections are opened at most. Consul allows 200 per client address by default.
+    /// About how many connections are opened at most. Consul allows 200 per client address by default.
     pub const DEFAULT_MAX_CONNECTIONS: usize = 66;
     /// The least number of connections that [`max_connections`](Self::max_connections) accepts.
     pub const LEAST_MAX_CONNECTIONS: usize = 10;
@@ -108,9 +108,9 @@ impl ConsulOptions {
         Ok(self)
     }
 
-    /// How many connections are opened at most, 30 of them for waiting keys; keys beyond share batched reads. The agent may count more
-    /// for a moment, since it notices late that one was closed: leave room below its `http_max_conns_per_client`. Defaults to 66; fewer than 10
-    /// count as 10, of which 2 are for waiting keys.
+    /// About how many connections are opened at most, 30 of them for waiting keys; keys beyond share batched reads. So many requests are under way at
+    /// most; a pool may keep one more for a while, and the agent notices late that one was closed: leave room below its
+    /// `http_max_conns_per_client`. Defaults to 66; fewer than 10 count as 10, of which 2 are for waiting keys.
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most.max(Self::LEAST_MAX_CONNECTIONS);
