@@ -36,17 +36,27 @@ pub(crate) struct Http {
 /// default, so that one connection stays warm for as long as something is held, and those that only a burst needed do not stay behind.
 const IDLE: Duration = Duration::from_secs(8);
 
+/// How long a connection may take to open.
+const OPENING: Duration = Duration::from_secs(1);
+
 impl Http {
     pub(crate) fn new(options: &ConsulOptions) -> Result<Self, ConfigError> {
+        Self::opening_within(options, OPENING)
+    }
+
+    fn opening_within(options: &ConsulOptions, limit: Duration) -> Result<Self, ConfigError> {
         let base = match (&options.address, Named::of(options)) {
             (Address::Http(_), Some(named)) => named.base,
             (Address::Http(url), None) => url.clone(),
             (Address::Unix(_), _) => Url::parse("http://localhost").expect("this is a URL"),
         };
         let build = |builder: ClientBuilder| builder.build().map_err(|error| ConfigError::Client(error.into()));
-        let brief = || build(client(options)?.pool_idle_timeout(IDLE));
-        let (short, waiting, sessions) = (brief()?, brief()?, build(client(options)?)?);
-        let fresh = build(client(options)?.pool_max_idle_per_host(0))?;
+        let client = || client(options).map(|client| client.connect_timeout(limit));
+        let brief = || client().map(|client| client.pool_idle_timeout(IDLE));
+        // Without TLS a connection opens as soon as an answer comes, so that hardly one is too many, and the layer costs every request a dozen allocations.
+        let short = if base.scheme() == "https" { sparing(brief()?) } else { brief()? };
+        let (short, waiting) = (build(short)?, build(sparing(brief()?))?);
+        let (sessions, fresh) = (build(client()?)?, build(client()?.pool_max_idle_per_host(0))?);
         Ok(Self { base, short, waiting, sessions, fresh })
     }
 
@@ -141,11 +151,8 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
         let host = HeaderValue::from_str(&named.host).map_err(|error| ConfigError::Client(error.into()))?;
         headers.insert(HOST, host);
     }
-    let spare = Spare::new();
     let mut builder = Client::builder()
         .default_headers(headers)
-        .connect_timeout(Duration::from_secs(1))
-        .connector_layer(MapFutureLayer::new(move |opening| spare.clone().open(opening)))
         .tcp_keepalive(Duration::from_secs(10))
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -167,6 +174,12 @@ fn client(options: &ConsulOptions) -> Result<ClientBuilder, ConfigError> {
         builder = builder.tls_danger_accept_invalid_certs(true);
     }
     Ok(builder)
+}
+
+/// A client that opens hardly more connections than its requests need.
+fn sparing(client: ClientBuilder) -> ClientBuilder {
+    let spare = Spare::new();
+    client.connector_layer(MapFutureLayer::new(move |opening| spare.clone().open(opening)))
 }
 
 /// An agent that is spoken to under another name than its address has. That name stands in the URL, from which TLS takes it; the
@@ -252,8 +265,7 @@ mod tests {
         let address = format!("https://{}", between.local_addr().unwrap());
         let options = ConsulOptions::new().address(&address).unwrap().ca_certificate(agent.ca_certificate().unwrap());
         // Until the requests are done nobody answers on some connections, however long that takes.
-        let waiting = client(&options).unwrap().connect_timeout(Duration::from_secs(600)).build().unwrap();
-        let consul = Http { waiting, ..Http::new(&options).unwrap() };
+        let consul = Http::opening_within(&options, Duration::from_secs(600)).unwrap();
         let wait = async |key, index| {
             let target = format!("/v1/kv/{key}?index={index}&wait=30s");
             consul.send(Request::new(Method::Get, target, Lane::Waiting, Duration::from_secs(60))).await.unwrap()
@@ -291,7 +303,8 @@ mod tests {
             ended = first => panic!("{ended:?}"),
         };
         let closed = future::select_all(begun.map(relay).map(Box::pin));
-        _ = tokio::time::timeout(Duration::from_secs(30), closed).await.expect("one was to be given up");
+        // Sooner than what is idle would be closed.
+        _ = tokio::time::timeout(IDLE / 2, closed).await.expect("one was to be given up");
     }
 
     #[tokio::test(start_paused = true)]

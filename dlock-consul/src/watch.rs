@@ -38,8 +38,8 @@ struct SharedReads {
 }
 
 impl Watches {
-    /// Divides a budget of connections. Two are left for the sessions of a locker, and one for each of the two other pools, which may open one at a time that no
-    /// request waits for.
+    /// Divides a budget of connections. Two are left for the sessions of a locker, and one for each of the two other pools, which may keep one that no request
+    /// waits for.
     pub(crate) fn new(max_connections: usize) -> Self {
         let rest = max_connections.min(Semaphore::MAX_PERMITS) - 4;
         let disturbances = 17.min(rest / 3);
