@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -158,7 +159,8 @@ async fn a_reset_call_never_arrives() {
 async fn a_hung_call_has_arrived_and_is_never_answered_and_others_are() {
     let (server, proxy, client) = bench().await;
     proxy.next(Matching::any(), Fault::Hang);
-    assert!(is_left_waiting(client.put("applied")).await);
+    let mut hung = pin!(client.put("applied"));
+    assert!(is_left_waiting(&mut hung).await);
     arrives(&server, "applied").await;
     assert_eq!(client.put("other").await.unwrap(), 0);
 }
@@ -167,7 +169,10 @@ async fn a_hung_call_has_arrived_and_is_never_answered_and_others_are() {
 async fn a_held_call_arrives_as_often_as_it_is_delivered() {
     let (server, proxy, client) = bench().await;
     let held = proxy.hold_next(Matching::any());
-    assert!(is_left_waiting(client.put("held")).await);
+    tokio::select! {
+        put = client.put("held") => panic!("{put:?}"),
+        () = held.sent() => {}
+    }
     drop(client);
     assert!(!has(&server, "held").await);
     for _ in 0..2 {
@@ -197,7 +202,8 @@ async fn what_a_black_hole_swallows_arrives_when_it_closes() {
     let (server, proxy, client) = bench().await;
     assert_eq!(client.put("before").await.unwrap(), 0);
     proxy.black_hole(Direction::Replies, true);
-    assert!(is_left_waiting(client.put("applied")).await);
+    let mut unanswered = pin!(client.put("applied"));
+    assert!(is_left_waiting(&mut unanswered).await);
     arrives(&server, "applied").await;
     proxy.swallow(true);
     let swallowed = client.call(PUT, &[10, 1, b'k', 18, 1, b'v'], true).await.unwrap();

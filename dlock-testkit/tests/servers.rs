@@ -48,14 +48,14 @@ async fn without_a_token_nothing_is_allowed() {
 #[tokio::test]
 async fn a_cluster_elects_a_leader_and_another_when_it_dies() {
     let mut cluster = ConsulCluster::start(3).await.unwrap();
-    let leader = cluster.leader().await.expect("a leader");
+    let leader = cluster.elected().await.expect("a leader");
     cluster.agents()[leader].kill().unwrap();
     let began = std::time::Instant::now();
     loop {
         if cluster.leader().await.is_some_and(|now| now != leader) {
             break;
         }
-        assert!(began.elapsed() < Duration::from_secs(30), "no new leader");
+        assert!(began.elapsed() < Duration::from_secs(60), "no new leader");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -95,7 +95,7 @@ async fn every_member_of_a_cluster_with_auth_lets_in_root_and_no_stranger() {
         assert_eq!(member.gateway().entries("").await.unwrap().len(), 1);
         member.gateway().delete("k").await.unwrap();
     }
-    assert!(cluster.leader().await.is_some());
+    assert!(cluster.elected().await.is_some());
 }
 
 #[tokio::test]
@@ -123,14 +123,14 @@ async fn a_server_tells_what_it_measures() {
 #[tokio::test]
 async fn a_cluster_hands_leadership_over_and_elects_another_when_its_leader_dies() {
     let mut cluster = EtcdCluster::start(3).await.unwrap();
-    let first = cluster.leader().await.expect("a leader");
+    let first = cluster.elected().await.expect("a leader");
     let heir = (first + 1) % 3;
     cluster.move_leader(heir).await.unwrap();
-    assert_eq!(cluster.leader().await, Some(heir));
+    assert_eq!(cluster.elected().await, Some(heir));
     cluster.members()[heir].kill().unwrap();
     let began = Instant::now();
     while cluster.leader().await.is_none_or(|now| now == heir) {
-        assert!(began.elapsed() < Duration::from_secs(30), "no new leader");
+        assert!(began.elapsed() < Duration::from_secs(60), "no new leader");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
