@@ -121,7 +121,7 @@ fn a_candidate_need_not_wait_for_ever() {
     let leader = folder.start("leader", &["elect", "scheduler", "--metadata", "zone=a"]);
     leader.prints("elected");
     assert!(folder.told(&["who", "scheduler"]).contains("zone=a"));
-    let (code, said) = folder.code(&["elect", "scheduler", "--wait", "300ms"]);
+    let (code, said) = folder.code(&["elect", "scheduler", "--wait", "2s"]);
     assert_eq!(code, 75, "{said}");
 }
 

@@ -23,11 +23,13 @@ fn one_waits_for_the_other_and_says_for_whom() {
     let folder = Folder::new();
     let log = folder.log();
     let file = log.0.display().to_string();
-    let mut first =
-        folder.start("first", &["run", "k", "--", "sh", "-c", &format!("echo first >>{file}; sleep 1; echo first >>{file}")]);
+    let goes_on = folder.path("goes-on");
+    let script = format!("echo first >>{file}; while [ ! -e {} ]; do sleep 0.05; done; echo first >>{file}", goes_on.display());
+    let mut first = folder.start("first", &["run", "k", "--", "sh", "-c", &script]);
     log.has(&["first"]);
     let mut second = folder.start("second", &["run", "k", "--", "sh", "-c", &format!("echo second >>{file}")]);
     second.says(&format!("waiting for k: held by {}", owner(first.pid())));
+    std::fs::write(&goes_on, "").unwrap();
     assert_eq!((first.code(), second.code()), (Some(0), Some(0)), "{}{}", first.err(), second.err());
     assert_eq!(log.lines(), ["first", "first", "second"]);
 }
@@ -43,7 +45,7 @@ fn who_does_not_want_to_wait_hears_who_has_it() {
     let folder = Folder::new();
     let holder = folder.start("holder", &["hold", "k"]);
     holder.prints("holding k");
-    for options in [&["--try"][..], &["--wait", "300ms"]] {
+    for options in [&["--try"][..], &["--wait", "2s"]] {
         let arguments = [&["run"][..], options, &["k", "--", "true"]].concat();
         let (code, said) = folder.code(&arguments);
         assert_eq!(code, 75, "{said}");
@@ -55,8 +57,11 @@ fn who_does_not_want_to_wait_hears_who_has_it() {
 fn all_that_a_command_started_ends_with_it_before_the_lock_is_given_back() {
     let folder = Folder::new();
     let log = folder.log();
-    // The leader ends at once; a process in its group and one that left it would go on.
-    let script = ticking("first", &log.0).replace("& while", "& sleep 0.3; exit 3; while");
+    // The leader ends as soon as all run; a process in its group and one that left it would go on.
+    let file = log.0.display();
+    let runs = |which: &str| format!("while ! grep -qs first-{which} '{file}'; do sleep 0.01; done; ");
+    let ends = format!("& {}{}sleep 0.3; exit 3; while", runs("group"), runs("stray"));
+    let script = ticking("first", &log.0).replace("& while", &ends);
     let mut first = folder.start("first", &["run", "--grace", "200ms", "k", "--", "sh", "-c", &script]);
     log.has(&["first-group", "first-stray"]);
     let mut second =
@@ -70,7 +75,7 @@ fn all_that_a_command_started_ends_with_it_before_the_lock_is_given_back() {
 fn a_command_that_does_not_hear_is_killed_by_the_end_of_its_time() {
     let folder = Folder::new();
     let log = folder.log();
-    let arguments = ["run", "--hold-at-most", "2s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)];
+    let arguments = ["run", "--hold-at-most", "6s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)];
     let started = Instant::now();
     let mut first = folder.start("first", &arguments);
     log.has(&["first-leader", "first-group", "first-stray"]);
@@ -184,7 +189,7 @@ fn a_killed_dlock_leaves_neither_its_command_nor_its_lock() {
     let folder = Folder::new();
     let log = folder.log();
     let mut first =
-        folder.start("first", &["run", "--ttl", "3s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)]);
+        folder.start("first", &["run", "--ttl", "6s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)]);
     log.has(&["first-leader", "first-group", "first-stray"]);
     first.signal("KILL");
     assert_eq!(first.signal_of_end(), Some(9));
@@ -200,7 +205,7 @@ fn a_frozen_dlock_comes_back_to_a_command_that_is_gone() {
     let folder = Folder::new();
     let log = folder.log();
     let mut first =
-        folder.start("first", &["run", "--ttl", "3s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)]);
+        folder.start("first", &["run", "--ttl", "6s", "--grace", "500ms", "k", "--", "sh", "-c", &ticking("first", &log.0)]);
     log.has(&["first-leader", "first-group", "first-stray"]);
     first.signal("STOP");
     assert_eq!(
@@ -231,7 +236,7 @@ fn a_killed_guardian_takes_the_command_along() {
 fn a_frozen_guardian_does_not_keep_its_command_alive() {
     let folder = Folder::new();
     let log = folder.log();
-    let arguments = ["run", "--hold-at-most", "2s", "--grace", "300ms", "k", "--", "sh", "-c", &ticking("first", &log.0)];
+    let arguments = ["run", "--hold-at-most", "6s", "--grace", "300ms", "k", "--", "sh", "-c", &ticking("first", &log.0)];
     let mut first = folder.start("first", &arguments);
     log.has(&["first-leader", "first-group", "first-stray"]);
     let guardian = first.guardian();
@@ -327,7 +332,8 @@ fn readers_share_and_permits_are_counted() {
 fn measurements_are_served_for_prometheus() {
     use std::io::{Read, Write};
     let folder = Folder::new();
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Given back, and of an address on which nothing else takes ports.
+    let address = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap();
     let job =
         folder.start("job", &["run", "--metrics-listen", &address.to_string(), "k", "--", "sh", "-c", "echo begun; sleep 100"]);
     job.prints("begun");

@@ -63,7 +63,11 @@ fn whoever_waits_sees_who_has_it_and_for_how_long_and_leaves_nothing_on_ctrl_c()
     let ahead = folder.start("ahead", &["run", "k", "--", "true"]);
     ahead.says("waiting for k");
     let mut waiting = Terminal::run(&folder, "waiting", "stty cols 120; exec \"$DLOCK\" run k -- true");
-    waiting.shows("waiting for k for 1 s: held by ");
+    until("how long it waits", || {
+        let shown = waiting.shown();
+        let told = shown.split("waiting for k for ").filter_map(|told| told.split_once(" s: held by ")?.0.parse::<u64>().ok());
+        told.max() >= Some(1)
+    });
     waiting.shows("/dlock for ");
     waiting.shows(", and 1 more ahead of us");
     waiting.types(b"\x03");
