@@ -276,7 +276,7 @@ fn what_a_runtime_leaves_in_flight_when_it_ends_is_in_nobodys_way() {
         let locker = Locker::builder(memory.clone()).ttl(secs(1)).build().unwrap();
         let first = runtime();
         first.block_on(async {
-            locker.ready(secs(1)).await.unwrap();
+            locker.ready(secs(10)).await.unwrap();
             memory.control().hang_next(Call::Claim);
             let in_flight = tokio::spawn(locker.lock("a").into_future());
             pass(EACH).await;
@@ -286,8 +286,8 @@ fn what_a_runtime_leaves_in_flight_when_it_ends_is_in_nobodys_way() {
             let waiting = tokio::spawn(locker.lock("b").into_future());
             pass(EACH).await;
             first.shutdown_background();
-            timeout(secs(20), waiting).await.unwrap().unwrap().unwrap().release().await.unwrap();
-            assert!(locker.shutdown(secs(2)).await.is_clean());
+            timeout(secs(30), waiting).await.unwrap().unwrap().unwrap().release().await.unwrap();
+            assert!(locker.shutdown(secs(20)).await.is_clean());
         });
         assert_eq!(memory.control().claims(), []);
     }

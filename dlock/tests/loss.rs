@@ -195,17 +195,17 @@ async fn a_permission_lost_for_a_while_loses_nothing_and_one_never_given_is_told
 fn one_locker_serves_two_runtimes_one_after_the_other() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for memory in [Memory::queue(), Memory::slot()] {
-        let locker = Locker::builder(memory.clone()).ttl(secs(1)).build().unwrap();
+        let locker = Locker::builder(memory.clone()).ttl(secs(3)).build().unwrap();
         let first = runtime();
         let guard = first.block_on(locker.lock("a").into_future()).unwrap();
         drop(first);
         drop(guard);
         assert_eq!(memory.control().claims().len(), 1, "nobody can give it back now");
         let second = runtime();
-        let guard = second.block_on(locker.lock("a").wait_at_most(secs(5)).into_future()).unwrap();
+        let guard = second.block_on(locker.lock("a").wait_at_most(secs(30)).into_future()).unwrap();
         second.block_on(async {
             guard.release().await.unwrap();
-            assert!(locker.shutdown(secs(2)).await.is_clean());
+            assert!(locker.shutdown(secs(20)).await.is_clean());
         });
         assert_eq!(memory.control().claims(), []);
         assert_eq!(memory.control().sessions().len(), 0);
@@ -225,7 +225,7 @@ fn whoever_waits_at_the_gate_gets_what_a_runtime_left_that_ended_meanwhile() {
             first.shutdown_background();
             drop(guard);
             waiting.await.unwrap().release().await.unwrap();
-            assert!(locker.shutdown(secs(2)).await.is_clean());
+            assert!(locker.shutdown(secs(20)).await.is_clean());
         });
     }
 }
@@ -294,14 +294,21 @@ fn a_keeper_dropped_before_its_first_poll_is_started_again() {
 fn a_lock_is_kept_from_a_second_runtime_while_the_first_is_not_driven() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let memory = Memory::builder(Profile::Queue).build();
-    let locker = Locker::builder(memory.clone()).ttl(Duration::from_millis(600)).build().unwrap();
+    let locker = Locker::builder(memory.clone()).ttl(secs(6)).build().unwrap();
     let (idle, driven) = (runtime(), runtime());
     idle.block_on(async { locker.lock("a").await.unwrap().release().await.unwrap() });
     driven.block_on(async {
         // The keeper was promised to be heard of within a third of the ttl.
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(secs(3)).await;
         let guard = locker.lock("a").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let renewals = memory.control().calls(Call::Renew);
+        // By the third the session is older than its ttl.
+        let renewed = async {
+            while memory.control().calls(Call::Renew) < renewals + 3 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(secs(30), renewed).await.expect("nobody renews it");
         assert_eq!(guard.check(), Ok(()));
         guard.release().await.unwrap();
     });
