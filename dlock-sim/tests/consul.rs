@@ -66,7 +66,8 @@ async fn a_waiting_process_has_one_request_outstanding_per_key() {
     for _ in 0..20 {
         tasks.spawn(bench.locker.lock("k").into_future());
     }
-    within(Duration::from_secs(5), "waiting", async || bench.proxy.open_requests() == 1).await;
+    let waits = Matching::any().method("GET").path("/v1/kv/k?index=");
+    within(Duration::from_secs(5), "waiting", async || bench.proxy.count(&waits) == 1 && bench.proxy.open_requests() == 1).await;
     bench.proxy.reset();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(bench.proxy.open_requests(), 1);
@@ -75,7 +76,7 @@ async fn a_waiting_process_has_one_request_outstanding_per_key() {
 
 #[tokio::test]
 async fn a_thousand_idle_locks_cost_a_renewal_and_sixteen_audits_for_a_third_of_the_ttl() {
-    let ttl = Duration::from_secs(6);
+    let ttl = Duration::from_secs(12);
     let bench = bench(ttl).await;
     let mut tasks = JoinSet::new();
     for n in 0..1000 {
@@ -90,7 +91,8 @@ async fn a_thousand_idle_locks_cost_a_renewal_and_sixteen_audits_for_a_third_of_
     assert!((2..=4).contains(&renewals), "{renewals}");
     assert!(audits <= 16 * (renewals + 1), "{audits} audits with {renewals} renewals");
     assert_eq!(bench.proxy.requests().len(), renewals + audits, "nothing else");
-    assert_eq!(bench.proxy.open_requests(), 1);
+    // Audits may be under way.
+    within(Duration::from_secs(10), "only the session watched", async || bench.proxy.open_requests() == 1).await;
     assert!(guards.iter().all(|guard| guard.check().is_ok()));
 }
 
@@ -148,7 +150,8 @@ async fn an_acquisition_dropped_at_any_poll_leaves_no_claim() {
                 }
             }
             drop(theirs);
-            within(Duration::from_secs(2), &key, async || proxy.open_requests() <= 1 && holder(&agent, &key).await.is_none()).await;
+            within(Duration::from_secs(10), &key, async || proxy.open_requests() <= 1 && holder(&agent, &key).await.is_none())
+                .await;
             // And it can be had again, so that its gate is open too.
             locker.lock(&key).wait_at_most(Duration::from_secs(5)).await.unwrap().release().await.unwrap();
             assert!(locker.shutdown(Duration::from_secs(5)).await.is_clean());
@@ -164,7 +167,7 @@ async fn an_acquisition_dropped_at_any_poll_leaves_no_claim() {
 async fn locks_survive_the_death_of_the_clusters_leader() {
     let ttl = Duration::from_secs(15);
     let mut cluster = ConsulCluster::start(3).await.unwrap();
-    let leader = cluster.leader().await.expect("a leader");
+    let leader = cluster.elected().await.expect("a leader");
     let follower = (leader + 1) % 3;
     let locker = at(&cluster.agents()[follower].address().to_string(), ttl);
     let guard = locker.lock("k").await.unwrap();
@@ -178,11 +181,14 @@ async fn locks_survive_the_death_of_the_clusters_leader() {
 async fn consuls_own_lock_command_and_ours_never_overlap() {
     let agent = ConsulAgent::start().await.unwrap();
     let locker = at(&agent.address().to_string(), LONG);
-    let marker = std::env::temp_dir().join(format!("dlock-marker-{}", agent.address().port()));
+    let folder = tempfile::tempdir().unwrap();
+    let (marker, holding) = (folder.path().join("marker"), folder.path().join("holding"));
 
     // Ours first: theirs waits.
     let guard = locker.lock("jobs/.lock").await.unwrap();
-    let touch = format!("echo held > {}; sleep 1; rm {}", marker.display(), marker.display());
+    std::fs::write(&holding, "").unwrap();
+    let (held, goes_on) = (marker.display(), holding.display());
+    let touch = format!("echo held > {held}; while [ -e {goes_on} ]; do sleep 0.05; done; rm {held}");
     let mut theirs = agent.command().args(["lock", "jobs", &touch]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let contends = async || get(&agent, "/v1/session/list").await.contains("Consul lock for");
     within(Duration::from_secs(20), "theirs contends", contends).await;
@@ -193,7 +199,10 @@ async fn consuls_own_lock_command_and_ours_never_overlap() {
     // Theirs now: ours waits until it is done.
     within(Duration::from_secs(20), "theirs holds it", async || marker.exists()).await;
     assert!(locker.try_lock("jobs/.lock").await.unwrap().is_none(), "both hold it");
-    let guard = locker.lock("jobs/.lock").wait_at_most(Duration::from_secs(20)).await.unwrap();
+    let mut waiting = locker.lock("jobs/.lock").wait_at_most(Duration::from_secs(20)).into_future();
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut waiting).await.is_err(), "both hold it");
+    std::fs::remove_file(&holding).unwrap();
+    let guard = waiting.await.unwrap();
     assert!(!marker.exists(), "both hold it");
     assert!(theirs.wait().unwrap().success());
     assert_eq!(guard.check(), Ok(()));

