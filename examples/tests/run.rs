@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dlock_testkit::servers::ConsulAgent;
 
 /// Generous: the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn output(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -83,7 +83,7 @@ fn observers_see_who_leads_and_what_is_proclaimed() {
 
 #[test]
 fn the_demonstration_shows_three_leaders_with_growing_tokens() {
-    let told = output(Command::new(env!("CARGO_BIN_EXE_cron_leader")).args(["--every", "200ms", "--ttl", "300ms"]));
+    let told = output(Command::new(env!("CARGO_BIN_EXE_cron_leader")).args(["--every", "200ms", "--ttl", "2s"]));
     let leaders: Vec<_> = told.lines().filter_map(|line| line.split_once(": leading with token ")).collect();
     let names: std::collections::BTreeSet<_> = leaders.iter().map(|(name, _)| *name).collect();
     let tokens: Vec<u64> = leaders.iter().map(|(_, token)| token.parse().unwrap()).collect();
@@ -100,6 +100,8 @@ fn bad_options_are_told() {
 }
 
 const TTL: Duration = Duration::from_secs(10);
+/// More than a busy machine adds, and less than is left of a session whose holder does not give back.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// A candidate in a process of its own; killed when dropped.
 struct Candidate {
@@ -173,7 +175,7 @@ fn hand_over(url: &str, after_a_kill: Duration) {
     let stopped = Instant::now();
     first.signal("TERM");
     let second_token = second.leads();
-    assert!(stopped.elapsed() < Duration::from_secs(1), "{:?}", stopped.elapsed());
+    assert!(stopped.elapsed() < Duration::from_secs(1) + BUSY, "{:?}", stopped.elapsed());
     assert_eq!(first.says("everything given back: "), "true");
     assert!(second_token > first_token);
 
@@ -182,6 +184,6 @@ fn hand_over(url: &str, after_a_kill: Duration) {
     let killed = Instant::now();
     second.signal("KILL");
     let third_token = third.leads();
-    assert!(killed.elapsed() <= after_a_kill, "{:?}", killed.elapsed());
+    assert!(killed.elapsed() <= after_a_kill + BUSY, "{:?}", killed.elapsed());
     assert!(third_token > second_token);
 }
