@@ -129,7 +129,7 @@ impl Stage {
     }
 
     async fn refused<T: fmt::Debug>(&self, call: impl Future<Output = Result<T, BackendError>>) {
-        let answer = timeout(self.prompt(), call).await.expect("what is not declared is refused at once");
+        let answer = timeout(self.patience().await, call).await.expect("what is not declared is refused at once");
         let error = answer.expect_err("what is not declared must be refused");
         assert_eq!(error.kind(), ErrorKind::Unsupported, "what is not declared is refused as unsupported: {error}");
     }

@@ -30,7 +30,7 @@ pub trait Harness: Send + Sync {
     /// A ttl that no case outlives.
     fn long_ttl(&self) -> Duration;
 
-    /// How soon a client must hear of what happened at the store.
+    /// How soon a client hears of what happens at the store, unless the machine is busy.
     fn prompt(&self) -> Duration;
 
     /// The hooks that this store cannot have. Defaults to none: every hook is then demanded.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::{
-    Claim, ClaimId, FencingToken, Granted, Key, LockBackend, Metadata, Mode, Order, Ownership, Place, Release, SessionId,
-    SessionRequest, Standing,
+    Claim, ClaimId, ClockSource, FencingToken, Granted, Key, LockBackend, Metadata, Mode, Order, Ownership, Place, Release,
+    SessionId, SessionRequest, Standing,
 };
 
 use super::harness::{Harness, Hook, Hooked, SecondProcess, Sent, UnderWay};
@@ -93,9 +93,20 @@ impl Stage {
         self.harness.long_ttl()
     }
 
-    /// How soon a client must hear of what happened at the store.
+    /// How soon a client hears of what happens at the store, unless the machine is busy.
     pub fn prompt(&self) -> Duration {
         self.harness.prompt()
+    }
+
+    /// By when a client must have heard of it: [`prompt`](Self::prompt) in virtual time. In real time much later, since a machine that stands still for a
+    /// while is no fault of the store's; news that is lost is later still.
+    pub async fn patience(&self) -> Duration {
+        if self.in_virtual_time().await { self.prompt() } else { self.prompt().max(Duration::from_secs(10)) }
+    }
+
+    /// Whether the store shares the runtime's clock, which a test pauses: then nothing takes longer than it must.
+    pub async fn in_virtual_time(&self) -> bool {
+        self.harness.client().await.capabilities().clock == ClockSource::Runtime
     }
 
     /// How long nothing may happen before a case takes it for quiet, where it goes on afterwards.

@@ -75,7 +75,7 @@ impl Harness for OwnServer {
     }
 
     fn short_ttl(&self) -> Duration {
-        Duration::from_millis(600)
+        Duration::from_secs(1)
     }
 
     fn long_ttl(&self) -> Duration {

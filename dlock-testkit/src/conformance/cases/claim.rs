@@ -188,7 +188,7 @@ pub async fn a_key_left_by_a_dead_session_can_be_had(stage: &Stage) -> Shown {
     holder.held(&stage.claim("k")).await;
     stage.end_session(&holder.session).await?;
     let claim = stage.claim("k");
-    let mut patience = stage.prompt();
+    let mut patience = stage.patience().await;
     let held = async {
         loop {
             match other.claim(&claim, Place::Try).await {

@@ -126,7 +126,7 @@ async fn assert_watched(stage: &Stage, before: bool, happens: impl AsyncFn(&Gran
         client.release(&granted.claim).await;
         Ok(())
     };
-    timeout(stage.prompt(), told).await.expect("the watch must return")
+    timeout(stage.patience().await, told).await.expect("the watch must return")
 }
 
 /// A watch may return early, but looks after its own claim: an audit then finds nothing.
@@ -170,5 +170,5 @@ pub async fn a_watch_tells_of_an_ended_session(stage: &Stage) -> Shown {
         watch.await;
         Ok(())
     };
-    timeout(stage.prompt(), told).await.expect("the watch must return")
+    timeout(stage.patience().await, told).await.expect("the watch must return")
 }

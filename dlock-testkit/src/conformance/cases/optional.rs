@@ -174,7 +174,7 @@ pub async fn a_change_is_told(stage: &Stage) -> Shown {
             }
             change.await.expect("a change must be told")
         };
-        let later = timeout(stage.prompt(), told).await.expect("the change must be told");
+        let later = timeout(stage.patience().await, told).await.expect("the change must be told");
         assert!(later > cursor);
         cursor = later;
     }
@@ -189,7 +189,8 @@ pub async fn a_change_between_two_questions_is_told(stage: &Stage) -> Shown {
     client.held(&claim).await;
     let cursor = client.backend.changed(&claim.key, None).await.unwrap();
     assert!(client.release(&claim).await);
-    let later = timeout(stage.prompt(), client.backend.changed(&claim.key, Some(cursor))).await.expect("the change must be told");
+    let told = client.backend.changed(&claim.key, Some(cursor));
+    let later = timeout(stage.patience().await, told).await.expect("the change must be told");
     assert!(later.unwrap() > cursor);
     Ok(())
 }

@@ -53,7 +53,7 @@ pub async fn a_probe_leaves_nothing_behind(stage: &Stage) -> Shown {
         poll_times(polls, stage.moment() / 10, backend.probe()).await;
     }
     let (dropped, capabilities) = (Instant::now(), backend.capabilities());
-    let at_most = capabilities.ttl.min * capabilities.lapses_within_ttls + stage.prompt();
+    let at_most = capabilities.ttl.min * capabilities.lapses_within_ttls + stage.patience().await;
     while stage.sessions(PROBE_NAME).await? > before {
         assert!(dropped.elapsed() <= at_most, "a session of a dropped probe is still there after {:?}", dropped.elapsed());
         sleep(stage.moment()).await;

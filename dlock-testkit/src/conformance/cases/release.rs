@@ -96,7 +96,7 @@ pub async fn a_release_after_the_expiry_never_frees_a_successor(stage: &Stage) -
         }
     };
     let lapses_within = silent.lapses_within(stage.short_ttl());
-    timeout(lapses_within + stage.prompt(), granted).await.expect("the session must lapse");
+    timeout(lapses_within + stage.patience().await, granted).await.expect("the session must lapse");
     assert!(!silent.release(&first).await);
     assert_eq!(other.holder(&second.key).await, Some(second.id));
     Ok(())

@@ -81,7 +81,7 @@ pub async fn an_expiry_does_not_set_them_back(stage: &Stage) -> Shown {
         }
     };
     let lapses_within = silent.lapses_within(stage.short_ttl());
-    let later = timeout(lapses_within + stage.prompt(), granted).await.expect("the session must lapse");
+    let later = timeout(lapses_within + stage.patience().await, granted).await.expect("the session must lapse");
     assert!(later > token, "{later} after {token}");
     Ok(())
 }

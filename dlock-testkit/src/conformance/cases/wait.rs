@@ -53,7 +53,7 @@ impl Line {
             happens.await?;
             Ok(hint.await)
         };
-        timeout(stage.prompt(), both).await.expect("the wait must end")
+        timeout(stage.patience().await, both).await.expect("the wait must end")
     }
 
     async fn release(&self) -> Shown {
@@ -73,7 +73,7 @@ pub async fn a_release_ends_a_wait(stage: &Stage) -> Shown {
 pub async fn a_wait_that_begins_after_the_release_ends_at_once(stage: &Stage) -> Shown {
     let line = line(stage).await;
     line.release().await?;
-    let hint = timeout(stage.prompt(), line.wait()).await.expect("the wait must end");
+    let hint = timeout(stage.patience().await, line.wait()).await.expect("the wait must end");
     assert_eq!(hint, Hint::MaybeFree);
     Ok(())
 }
@@ -104,7 +104,7 @@ pub async fn a_wait_behind_a_silent_holder_ends_when_its_session_lapses(stage: &
     let silent = stage.client_with(stage.short_ttl()).await;
     let lapses_within = silent.lapses_within(stage.short_ttl());
     let line = line_behind(stage, silent).await;
-    let hint = timeout(lapses_within + stage.prompt(), line.wait()).await.expect("the wait must end");
+    let hint = timeout(lapses_within + stage.patience().await, line.wait()).await.expect("the wait must end");
     assert_eq!(hint, Hint::MaybeFree);
     Ok(())
 }
