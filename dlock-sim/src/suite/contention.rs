@@ -8,7 +8,7 @@ use dlock_testkit::conformance::{Shown, Stage};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{Party, in_virtual_time, key, locker};
+use super::{Party, key, locker};
 
 /// Takes the lock so many times, and fails if anybody else is inside; the tokens of its grants.
 async fn enter(locker: Locker, a: String, inside: Arc<AtomicU32>, times: u32) -> Vec<FencingToken> {
@@ -98,7 +98,7 @@ pub async fn any_order_of_taking_and_giving_back_leaves_nothing(stage: &Stage) -
     }
     drop(held);
     for n in 0..20 {
-        super::assert_free_within(stage.prompt() * 2, &lockers[0], &key(stage, &format!("k{n}"))).await;
+        super::assert_free_within(stage.patience().await * 2, &lockers[0], &key(stage, &format!("k{n}"))).await;
     }
     Ok(())
 }
@@ -106,7 +106,7 @@ pub async fn any_order_of_taking_and_giving_back_leaves_nothing(stage: &Stage) -
 /// No herd: what waits in this process costs the store nothing.
 pub async fn a_handover_within_a_process_costs_two_calls(stage: &Stage) -> Shown {
     let Party { locker, line } = Party::new(stage).await;
-    locker.ready(stage.prompt()).await.unwrap();
+    locker.ready(stage.patience().await).await.unwrap();
     let guard = locker.lock(key(stage, "a")).await.unwrap();
     let mut tasks = JoinSet::new();
     for _ in 0..100 {
@@ -119,7 +119,7 @@ pub async fn a_handover_within_a_process_costs_two_calls(stage: &Stage) -> Shown
     tasks.join_all().await;
     let calls = line.calls() - before;
     // Where time passes, the lock may be held for long enough to be watched.
-    let watching = u64::from(!in_virtual_time(stage).await);
+    let watching = u64::from(!stage.in_virtual_time().await);
     assert!(calls <= 2 * 100 + 1 + watching, "{calls} calls for 101 releases and 100 claims");
     Ok(())
 }
@@ -128,7 +128,7 @@ pub async fn a_handover_within_a_process_costs_two_calls(stage: &Stage) -> Shown
 pub async fn whoever_waits_asks_once(stage: &Stage) -> Shown {
     let (here, elsewhere, a) = (Party::new(stage).await, locker(stage).await, key(stage, "a"));
     let _guard = elsewhere.lock(&a).await.unwrap();
-    here.locker.ready(stage.prompt()).await.unwrap();
+    here.locker.ready(stage.patience().await).await.unwrap();
     let mut tasks = JoinSet::new();
     for _ in 0..20 {
         tasks.spawn(std::future::IntoFuture::into_future(here.locker.lock(&a)));
@@ -155,7 +155,7 @@ pub async fn many_turns_of_one_process_let_another_in(stage: &Stage) -> Shown {
     let waiting = tokio::spawn(async move { remote.lock(&a).await.map(drop) });
     sleep(stage.moment() * 3).await;
     drop(guard);
-    timeout(stage.prompt() * 10, waiting).await.expect("the remote waiter starves").unwrap().unwrap();
+    timeout(stage.patience().await * 10, waiting).await.expect("the remote waiter starves").unwrap().unwrap();
     let mut served = 0;
     while tasks.try_join_next().is_some() {
         served += 1;

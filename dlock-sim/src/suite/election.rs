@@ -9,7 +9,7 @@ use dlock_testkit::conformance::{Sent, Shown, Stage};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Party, assert_free_within, brief, brief_locker, holders, key, locker, within};
+use super::{Party, assert_free_within, brief, brief_locker, holders, key, lapsed, locker, steady, steady_locker, within};
 
 /// One leads, the other waits, and takes over at once with a greater token.
 pub async fn one_leads_and_the_next_takes_over_when_it_resigns(stage: &Stage) -> Shown {
@@ -25,7 +25,7 @@ pub async fn one_leads_and_the_next_takes_over_when_it_resigns(stage: &Stage) ->
     assert_eq!(seen.holders[0].published.metadata().and_then(|metadata| metadata.get("zone")), Some("a"));
     let token = term.token();
     assert_eq!(term.resign().await, Ok(ReleaseOutcome::Released));
-    let next = timeout(stage.prompt(), campaign).await.expect("the next is elected at once").unwrap().unwrap();
+    let next = timeout(stage.patience().await, campaign).await.expect("the next is elected at once").unwrap().unwrap();
     assert!(next > token);
     Ok(())
 }
@@ -56,7 +56,8 @@ pub async fn a_silent_leader_is_replaced(stage: &Stage) -> Shown {
     let term = first.election(&a).campaign().await.unwrap();
     stage.cut().await?;
     let second = locker(stage).await;
-    let next = timeout(brief(stage) * 3, second.election(&a).campaign()).await.expect("it must be replaced").unwrap();
+    let next = timeout(lapsed(stage, brief(stage)).await, second.election(&a).campaign()).await;
+    let next = next.expect("it must be replaced").unwrap();
     assert!(next.token() > term.token());
     assert_eq!(term.check().unwrap_err().reason, Loss::Expired);
     stage.heal().await;
@@ -83,7 +84,7 @@ pub async fn lead_works_term_after_term_until_it_breaks(stage: &Stage) -> Shown 
 
 /// A term that is lost drops the work, and the next one has a greater token.
 pub async fn a_lost_term_drops_the_work_and_campaigns_again(stage: &Stage) -> Shown {
-    let (locker, observer, a) = (brief_locker(stage).await, super::locker(stage).await, key(stage, "scheduler"));
+    let (locker, observer, a) = (steady_locker(stage).await, super::locker(stage).await, key(stage, "scheduler"));
     let tokens: Arc<Mutex<Vec<FencingToken>>> = Arc::default();
     let (seen, election) = (Arc::clone(&tokens), locker.election(&a));
     let leading = tokio::spawn(election.lead(move |term: Held| {
@@ -92,16 +93,16 @@ pub async fn a_lost_term_drops_the_work_and_campaigns_again(stage: &Stage) -> Sh
     }));
     let terms = || tokens.lock().unwrap_or_else(PoisonError::into_inner).len();
     for term in 1..=3 {
-        within(brief(stage) * 4, "another term", async || terms() == term).await;
+        within(steady(stage).await * 4, "another term", async || terms() == term).await;
         // Long enough to be watched.
         sleep(stage.moment() * 5).await;
         let inspection = observer.inspect(&a).await.unwrap();
         let session = inspection.holders[0].session.clone().expect("a store that ends sessions says whose lock it is");
         stage.end_session(&session).await?;
     }
-    within(brief(stage) * 4, "the last term", async || terms() == 4).await;
+    within(steady(stage).await * 4, "the last term", async || terms() == 4).await;
     leading.abort();
-    assert_free_within(stage.prompt() * 2, &observer, &a).await;
+    assert_free_within(stage.patience().await * 2, &observer, &a).await;
     let tokens = tokens.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "{tokens:?}");
     Ok(())
@@ -115,7 +116,7 @@ pub async fn a_leader_that_continues_lets_another_in(stage: &Stage) -> Shown {
         ControlFlow::<()>::Continue(())
     }));
     sleep(stage.moment()).await;
-    let term = timeout(stage.prompt() * 5, second.election(&a).campaign()).await.expect("it starves").unwrap();
+    let term = timeout(stage.patience().await * 5, second.election(&a).campaign()).await.expect("it starves").unwrap();
     assert_eq!(term.check(), Ok(()));
     busy.abort();
     Ok(())
@@ -130,11 +131,11 @@ pub async fn a_campaign_is_cancelled_and_a_term_that_began_goes_on(stage: &Stage
     let campaign = tokio::spawn(async move { election.campaign().await.map(drop) });
     sleep(stage.moment()).await;
     token.cancel();
-    let ended = timeout(stage.prompt(), campaign).await.expect("it ends when it is cancelled").unwrap();
+    let ended = timeout(stage.patience().await, campaign).await.expect("it ends when it is cancelled").unwrap();
     assert!(matches!(ended, Err(LockError::Cancelled { .. })), "{ended:?}");
     assert_eq!(term.check(), Ok(()));
     drop(term);
-    assert_free_within(stage.prompt(), &other, &a).await;
+    assert_free_within(stage.patience().await, &other, &a).await;
     Ok(())
 }
 
@@ -143,8 +144,8 @@ pub async fn shutdown_ends_leading(stage: &Stage) -> Shown {
     let (locker, a) = (locker(stage).await, key(stage, "scheduler"));
     let lead = locker.election(&a).lead(|term| async move { ControlFlow::<Loss>::Break(term.lost().await) });
     let leading = tokio::spawn(lead);
-    within(stage.prompt(), "it leads", async || holders(&locker, &a).await == 1).await;
-    assert!(locker.shutdown(stage.prompt() * 3).await.is_clean());
+    within(stage.patience().await, "it leads", async || holders(&locker, &a).await == 1).await;
+    assert!(locker.shutdown(stage.patience().await * 3).await.is_clean());
     let ended = leading.await.unwrap();
     assert!(matches!(ended, Err(LockError::ShutDown) | Ok(Loss::Shutdown)), "{ended:?}");
     Ok(())
@@ -175,7 +176,7 @@ pub async fn a_proclamation_is_read_by_others_and_the_term_stays(stage: &Stage) 
     }
     let token = term.token();
     assert_eq!(term.resign().await, Ok(ReleaseOutcome::Released));
-    let next = timeout(stage.prompt(), other.election(&a).campaign()).await.expect("it is free").unwrap();
+    let next = timeout(stage.patience().await, other.election(&a).campaign()).await.expect("it is free").unwrap();
     assert!(next.token() > token);
     Ok(())
 }
@@ -197,7 +198,8 @@ pub async fn a_lost_reply_to_a_proclamation_is_found_out(stage: &Stage) -> Shown
 pub async fn an_observer_is_told_of_leaders_proclamations_and_vacancies(stage: &Stage) -> Shown {
     let (leader, next, a) = (locker(stage).await, locker(stage).await, key(stage, "scheduler"));
     let mut leaders = locker(stage).await.election(&a).observe().unwrap();
-    let mut told = async || timeout(stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    let patience = stage.patience().await;
+    let mut told = async || timeout(patience, leaders.next()).await.expect("it must be told").unwrap();
     assert!(matches!(told().await, Leader::Vacant));
     let term = leader.election(&a).metadata("zone", "a").campaign().await.unwrap();
     let elected = told().await;
@@ -219,9 +221,9 @@ pub async fn an_observer_is_told_of_a_silent_leaders_end(stage: &Stage) -> Shown
     let term = leader.election(&a).campaign().await.unwrap();
     stage.cut().await?;
     let mut leaders = locker(stage).await.election(&a).observe().unwrap();
-    let told = timeout(stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    let told = timeout(stage.patience().await, leaders.next()).await.expect("it must be told").unwrap();
     assert_eq!(told.token(), term.token());
-    let told = timeout(brief(stage) * 3, leaders.next()).await.expect("it must be told").unwrap();
+    let told = timeout(lapsed(stage, brief(stage)).await, leaders.next()).await.expect("it must be told").unwrap();
     assert!(matches!(told, Leader::Vacant), "{told:?}");
     assert!(term.check().is_err(), "whoever led knew before");
     Ok(())
@@ -232,15 +234,15 @@ pub async fn an_observer_knows_nothing_while_the_store_is_out_of_reach(stage: &S
     let (leader, a) = (locker(stage).await, key(stage, "scheduler"));
     let term = leader.election(&a).campaign().await.unwrap();
     let mut leaders = brief_locker(stage).await.election(&a).observe().unwrap();
-    let told = timeout(stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    let told = timeout(stage.patience().await, leaders.next()).await.expect("it must be told").unwrap();
     assert_eq!(told.token(), term.token());
     stage.cut().await?;
     // A waiting request may be the last that was sent before; it is asked again after a ttl.
-    let patience = Duration::from_secs(5);
-    let told = timeout(brief(stage) + patience + stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    let patience = Duration::from_secs(5) + stage.patience().await;
+    let told = timeout(brief(stage) + patience, leaders.next()).await.expect("it must be told").unwrap();
     assert!(matches!(told, Leader::Unknown { .. }), "{told:?}");
     stage.heal().await;
-    let told = timeout(patience + stage.prompt(), leaders.next()).await.expect("it must be told").unwrap();
+    let told = timeout(patience, leaders.next()).await.expect("it must be told").unwrap();
     assert_eq!(told.token(), term.token(), "a long ttl outlives this");
     Ok(())
 }

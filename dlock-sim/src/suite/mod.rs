@@ -16,7 +16,6 @@ use std::future::Future;
 use std::time::Duration;
 
 use dlock::Locker;
-use dlock_core::ClockSource;
 use dlock_testkit::conformance::{Case, Line, Stage};
 use tokio::time::{Instant, sleep};
 
@@ -161,7 +160,7 @@ async fn locker(stage: &Stage) -> Locker {
     Party::new(stage).await.locker
 }
 
-/// A ttl within which silence is loss while a case watches; long enough for a busy machine to renew in time.
+/// A ttl within which silence is loss while a case watches.
 fn brief(stage: &Stage) -> Duration {
     stage.short_ttl() * 2
 }
@@ -170,9 +169,18 @@ async fn brief_locker(stage: &Stage) -> Locker {
     Party::with_ttl(stage, brief(stage)).await.locker
 }
 
-/// Whether the store shares the runtime's clock, which a test pauses: then nothing takes longer than it must.
-async fn in_virtual_time(stage: &Stage) -> bool {
-    stage.harness().client().await.capabilities().clock == ClockSource::Runtime
+/// A ttl that renewals outlive while a case watches, also on a machine that stands still for a while.
+async fn steady(stage: &Stage) -> Duration {
+    if stage.in_virtual_time().await { brief(stage) } else { brief(stage) * 3 }
+}
+
+async fn steady_locker(stage: &Stage) -> Locker {
+    Party::with_ttl(stage, steady(stage).await).await.locker
+}
+
+/// By when others have heard of it that a session of this ttl fell silent.
+async fn lapsed(stage: &Stage, ttl: Duration) -> Duration {
+    ttl * stage.harness().client().await.capabilities().lapses_within_ttls + stage.patience().await
 }
 
 /// The name of a key of this stage.

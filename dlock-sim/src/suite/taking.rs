@@ -7,7 +7,7 @@ use dlock_testkit::conformance::{Shown, Stage};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Party, brief, brief_locker, holders, in_virtual_time, key, locker, within};
+use super::{Party, holders, key, locker, steady, steady_locker, within};
 
 /// What everybody does.
 pub async fn a_free_lock_is_taken_held_and_given_back(stage: &Stage) -> Shown {
@@ -22,18 +22,18 @@ pub async fn a_free_lock_is_taken_held_and_given_back(stage: &Stage) -> Shown {
 
 /// For as long as it is wanted: renewals go on, and whoever waits gets it only then.
 pub async fn a_lock_is_held_past_its_ttl(stage: &Stage) -> Shown {
-    let (locker, other, a) = (brief_locker(stage).await, brief_locker(stage).await, key(stage, "a"));
+    let (locker, other, a) = (steady_locker(stage).await, steady_locker(stage).await, key(stage, "a"));
     let guard = locker.lock(&a).await.unwrap();
     let waiter = tokio::spawn(other.lock(&a).into_future());
-    let (began, punctual) = (Instant::now(), in_virtual_time(stage).await);
-    while began.elapsed() < brief(stage) * 3 {
+    let (began, punctual, ttl) = (Instant::now(), stage.in_virtual_time().await, steady(stage).await);
+    while began.elapsed() < ttl * 3 {
         sleep(stage.moment()).await;
         assert_eq!(guard.check(), Ok(()));
-        assert!(!punctual || guard.remaining() > brief(stage) / 2, "{:?}", guard.remaining());
+        assert!(!punctual || guard.remaining() > ttl / 2, "{:?}", guard.remaining());
     }
     assert!(!waiter.is_finished());
     guard.release().await.unwrap();
-    let taken = timeout(stage.prompt(), waiter).await.expect("the waiter gets it now").unwrap();
+    let taken = timeout(stage.patience().await, waiter).await.expect("the waiter gets it now").unwrap();
     assert!(taken.is_ok(), "{taken:?}");
     Ok(())
 }
@@ -42,7 +42,7 @@ pub async fn a_lock_is_held_past_its_ttl(stage: &Stage) -> Shown {
 pub async fn a_try_finds_it_taken_here_without_a_call_and_elsewhere_with_one(stage: &Stage) -> Shown {
     let (here, elsewhere, a) = (Party::new(stage).await, Party::new(stage).await, key(stage, "a"));
     let _guard = here.locker.lock(&a).await.unwrap();
-    elsewhere.locker.ready(stage.prompt()).await.unwrap();
+    elsewhere.locker.ready(stage.patience().await).await.unwrap();
     let calls = here.line.calls();
     assert!(here.locker.try_lock(&a).await.unwrap().is_none());
     assert_eq!(here.line.calls(), calls);
@@ -74,10 +74,10 @@ pub async fn a_waiter_elsewhere_gets_it_at_once_with_a_greater_token(stage: &Sta
     assert!(!waiter.is_finished());
     let released = Instant::now();
     guard.release().await.unwrap();
-    let (taken, at) = timeout(stage.prompt(), waiter).await.expect("the waiter gets it now").unwrap();
+    let (taken, at) = timeout(stage.patience().await, waiter).await.expect("the waiter gets it now").unwrap();
     assert!(taken.unwrap().token() > first);
     let took = at - released;
-    assert!(!in_virtual_time(stage).await || took < std::time::Duration::from_millis(5), "{took:?}");
+    assert!(!stage.in_virtual_time().await || took < std::time::Duration::from_millis(5), "{took:?}");
     Ok(())
 }
 
@@ -85,15 +85,17 @@ pub async fn a_waiter_elsewhere_gets_it_at_once_with_a_greater_token(stage: &Sta
 pub async fn a_wait_ends_in_time_and_names_the_holder(stage: &Stage) -> Shown {
     let (here, other, a) = (locker(stage).await, locker(stage).await, key(stage, "a"));
     let guard = here.lock(&a).await.unwrap();
-    let began = Instant::now();
-    let error = other.lock(&a).wait_at_most(stage.prompt()).await.unwrap_err();
-    assert!(began.elapsed() >= stage.prompt() && began.elapsed() < stage.prompt() * 2, "{:?}", began.elapsed());
+    let (wait, began) = (stage.prompt() * 3, Instant::now());
+    let error = other.lock(&a).wait_at_most(wait).await.unwrap_err();
+    let waited = began.elapsed();
+    assert!(waited >= wait && waited < wait + stage.patience().await, "{waited:?}");
     let LockError::TimedOut { holder: Some(holder), .. } = &error else { panic!("{error:?}") };
     assert_eq!(holder.owner(), Some(here.owner()));
     assert!(error.to_string().contains(here.owner()), "{error}");
     guard.release().await.unwrap();
     // What the wait kept is undone in the background.
-    within(stage.prompt(), "whoever gave up is in nobody's way", async || other.try_lock(&a).await.unwrap().is_some()).await;
+    let patience = stage.patience().await;
+    within(patience, "whoever gave up is in nobody's way", async || other.try_lock(&a).await.unwrap().is_some()).await;
     Ok(())
 }
 
@@ -104,7 +106,8 @@ pub async fn time_at_the_gate_counts(stage: &Stage) -> Shown {
     let began = Instant::now();
     let error = locker.lock(&a).wait_at_most(stage.prompt()).await.unwrap_err();
     assert!(matches!(error, LockError::TimedOut { .. }), "{error:?}");
-    assert!(began.elapsed() >= stage.prompt() && began.elapsed() < stage.prompt() * 2, "{:?}", began.elapsed());
+    let waited = began.elapsed();
+    assert!(waited >= stage.prompt() && waited < stage.prompt() + stage.patience().await, "{waited:?}");
     Ok(())
 }
 
@@ -117,11 +120,12 @@ pub async fn a_wait_can_be_cancelled(stage: &Stage) -> Shown {
         let waiting = tokio::spawn(waiter.lock(&a).cancel_on(token.clone()).into_future());
         sleep(stage.moment()).await;
         token.cancel();
-        let ended = timeout(stage.prompt(), waiting).await.expect("it ends when it is cancelled").unwrap();
+        let ended = timeout(stage.patience().await, waiting).await.expect("it ends when it is cancelled").unwrap();
         assert!(matches!(ended, Err(LockError::Cancelled { .. })), "{ended:?}");
     }
     guard.release().await.unwrap();
-    within(stage.prompt() * 2, "nobody waits any more", async || other.try_lock(&a).await.is_ok_and(|taken| taken.is_some())).await;
+    let patience = stage.patience().await * 2;
+    within(patience, "nobody waits any more", async || other.try_lock(&a).await.is_ok_and(|taken| taken.is_some())).await;
     Ok(())
 }
 
@@ -157,7 +161,7 @@ pub async fn locks_of_different_keys_do_not_wait_for_one_another(stage: &Stage) 
     let locker = locker(stage).await;
     let mut guards = Vec::new();
     for name in ["a", "A", "a/b", "ab"] {
-        guards.push(locker.lock(key(stage, name)).wait_at_most(stage.prompt()).await.unwrap());
+        guards.push(locker.lock(key(stage, name)).wait_at_most(stage.patience().await).await.unwrap());
     }
     guards.remove(0).release().await.unwrap();
     assert!(guards.iter().all(|guard| guard.check().is_ok()));
