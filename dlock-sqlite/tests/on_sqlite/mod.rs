@@ -252,11 +252,11 @@ impl Harness for OnSqlite {
         Ok(())
     }
 
-    async fn second_process(&self, key: &Key) -> Hooked<Box<dyn SecondProcess>> {
+    async fn second_process(&self, key: &Key, ttl: Duration) -> Hooked<Box<dyn SecondProcess>> {
         let Some(program) = &self.process else { return Err(Hook::SecondProcess) };
         let url = format!("sqlite://{}", self.folder.path().join("locks.db").display());
         let mut child = Command::new(program)
-            .args([url, key.to_string(), self.short_ttl().as_millis().to_string()])
+            .args([url, key.to_string(), ttl.as_millis().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -144,7 +144,7 @@ impl Harness for AsPermits {
         self.harness.write_if(ownership).await
     }
 
-    async fn second_process(&self, _key: &Key) -> Hooked<Box<dyn SecondProcess>> {
+    async fn second_process(&self, _key: &Key, _ttl: Duration) -> Hooked<Box<dyn SecondProcess>> {
         Err(Hook::SecondProcess)
     }
 }

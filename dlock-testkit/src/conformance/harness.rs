@@ -113,8 +113,8 @@ pub trait Harness: Send + Sync {
         Err(Hook::TakePermits)
     }
 
-    /// Starts a process that takes a key through dlock with [`short_ttl`](Self::short_ttl), and returns when it holds it.
-    async fn second_process(&self, _key: &Key) -> Hooked<Box<dyn SecondProcess>> {
+    /// Starts a process that takes a key through dlock with this ttl, and returns when it holds it.
+    async fn second_process(&self, _key: &Key, _ttl: Duration) -> Hooked<Box<dyn SecondProcess>> {
         Err(Hook::SecondProcess)
     }
 }

@@ -295,10 +295,10 @@ impl Harness for OnEtcd {
         Ok(())
     }
 
-    async fn second_process(&self, key: &Key) -> Hooked<Box<dyn SecondProcess>> {
+    async fn second_process(&self, key: &Key, ttl: Duration) -> Hooked<Box<dyn SecondProcess>> {
         let Some(program) = &self.process else { return Err(Hook::SecondProcess) };
         let mut child = Command::new(program)
-            .args([format!("etcd://{}", self.server), key.to_string(), self.short_ttl().as_millis().to_string()])
+            .args([format!("etcd://{}", self.server), key.to_string(), ttl.as_millis().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -193,8 +193,8 @@ impl Stage {
     }
 
     /// See [`Harness::second_process`].
-    pub async fn second_process(&self, key: &Key) -> Result<Box<dyn SecondProcess>, NotShown> {
-        self.hooked(Hook::SecondProcess, self.harness.second_process(key).await)
+    pub async fn second_process(&self, key: &Key, ttl: Duration) -> Result<Box<dyn SecondProcess>, NotShown> {
+        self.hooked(Hook::SecondProcess, self.harness.second_process(key, ttl).await)
     }
 }
 
