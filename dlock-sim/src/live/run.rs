@@ -86,7 +86,7 @@ const WORKERS: usize = 5;
 const BRISK_KEYS: usize = 8;
 const SLOW_KEYS: usize = 3;
 const TASKS: u32 = 5;
-/// How long it may take until every key was held once more.
+/// How long it may take until every key was held once more, and until all servers answer an operator.
 const RECOVERY: Duration = Duration::from_secs(20);
 /// How long workers may take to give everything back and end.
 const FAREWELL: Duration = Duration::from_secs(20);
@@ -186,15 +186,16 @@ async fn recover(keys: &[String], healed: u64, listening: &Receiver<Told>, heard
     }
 }
 
-/// What is still at the servers after so long.
+/// What is still at the servers after so long. Whoever does not answer is asked again.
 async fn lapse(operator: &dyn Operator, within: Duration) -> io::Result<Vec<String>> {
     let began = Instant::now();
     loop {
-        let left = operator.leftovers().await?;
-        if left.is_empty() || began.elapsed() > within {
-            return Ok(left);
+        let asked = began.elapsed();
+        match operator.leftovers().await {
+            Ok(left) if left.is_empty() || asked > within => return Ok(left),
+            Err(error) if asked > within + RECOVERY => return Err(error),
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
