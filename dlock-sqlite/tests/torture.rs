@@ -1,7 +1,7 @@
 //! Twenty processes compete for one key while they are killed at random, for as many seconds as `DLOCK_TORTURE_SECONDS` says, 20 unless set.
 //!
 //! Each holder writes its token to a register that refuses any that is not greater, and says in a log when its turn begins and ends. Nobody's turn may begin
-//! before the last one ended, unless its process was killed.
+//! before the last one ended, unless its process was killed or its session may have lapsed.
 #![allow(missing_docs)]
 
 use std::collections::HashSet;
@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dlock_core::{Claim, ClaimId, FencingToken, Key, LockBackend, Mode, Place, Renewal, SessionId, SessionRequest, Standing};
 use dlock_sqlite::{Sqlite, SqliteOptions};
@@ -47,12 +47,18 @@ fn register(folder: &Path) -> Connection {
     register
 }
 
+/// The system's monotonic clock, which all processes share.
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
+
 /// One of the processes: a session, and turn after turn until the file `stop` is there.
 struct Contender {
     backend: Sqlite,
     session: SessionId,
     /// Until when its session lives, as far as it knows.
-    believed: Instant,
+    believed: Duration,
 }
 
 impl Contender {
@@ -62,9 +68,9 @@ impl Contender {
         Self { backend, session, believed }
     }
 
-    async fn open(backend: &Sqlite) -> (SessionId, Instant) {
+    async fn open(backend: &Sqlite) -> (SessionId, Duration) {
         loop {
-            let asked = Instant::now();
+            let asked = now();
             let request = SessionRequest { id: SessionId::from_bits(fastrand::u128(..)), ttl: TTL, owner: "host/1/torture".into() };
             match backend.open(&request).await {
                 Ok(session) => return (session.id, asked + session.ttl.saturating_sub(MARGIN)),
@@ -75,7 +81,7 @@ impl Contender {
 
     /// Keeps the session alive, or opens another; whether it is the same.
     async fn renew(&mut self) -> bool {
-        let asked = Instant::now();
+        let asked = now();
         match self.backend.renew(&self.session).await {
             Ok(Renewal::Renewed { ttl }) => {
                 self.believed = asked + ttl.saturating_sub(MARGIN);
@@ -136,7 +142,10 @@ fn contends() {
     let register = register(&folder);
     let number = std::env::var(NUMBER).unwrap();
     // One write is one line, whoever else writes.
-    let say = |what: &str, token: FencingToken| (&log).write_all(format!("{number} {what} {token}\n").as_bytes()).unwrap();
+    let say = |what: &str, token: FencingToken, at: Duration, believed: Duration| {
+        let lapses = believed + MARGIN;
+        (&log).write_all(format!("{number} {what} {token} {} {}\n", at.as_nanos(), lapses.as_nanos()).as_bytes()).unwrap();
+    };
     runtime.block_on(async {
         let mut contender = Contender::new(&folder).await;
         while !folder.join("stop").exists() {
@@ -148,11 +157,12 @@ fn contends() {
             let claim = claim(REGISTER);
             contender.renew().await;
             let Some(token) = contender.take(&claim).await else { continue };
-            if Instant::now() < contender.believed {
-                say("begins", token);
+            let (from, until) = (now(), contender.believed);
+            if from < until {
+                say("begins", token, from, until);
                 let written = i64::try_from(token.get()).unwrap();
                 let rows = register.execute("UPDATE register SET token = ?1 WHERE token < ?1", [written]).unwrap();
-                let believes = Instant::now() < contender.believed;
+                let believes = now() < until;
                 say(
                     if !believes {
                         "lost"
@@ -162,11 +172,15 @@ fn contends() {
                         "refused"
                     },
                     token,
+                    now(),
+                    until,
                 );
             }
             contender.give_back(&claim).await;
         }
-        contender.backend.close(&contender.session).await.unwrap();
+        while let Err(error) = contender.backend.close(&contender.session).await {
+            assert!(error.kind().is_passing(), "{error:?}");
+        }
     });
 }
 
@@ -191,46 +205,71 @@ struct Turns {
     not_grown: Vec<String>,
 }
 
+/// A turn that has not ended.
+struct Open {
+    turn: (usize, u64),
+    /// When its session may lapse.
+    lapses: u64,
+    /// Those that began within it before, which is wrong if it lived.
+    beside: Vec<String>,
+}
+
 impl Turns {
+    /// In the order of the times in the log: whoever loses the core between looking at the clock and writing is not accused for it.
     fn of(log: &str, killed: &HashSet<usize>) -> Self {
         let mut turns = Self::default();
-        let mut last: Option<(usize, u64)> = None;
+        let mut open: Vec<Open> = Vec::new();
         let mut highest = 0;
-        for line in log.lines() {
-            let [number, what, token] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
-            let turn: (usize, u64) = (number.parse().unwrap(), token.parse().unwrap());
-            match what {
-                "begins" => {
-                    turns.begun += 1;
-                    if let Some(open) = last.filter(|(number, _)| !killed.contains(number)) {
-                        turns.overlaps.push(format!("{turn:?} began within {open:?}"));
-                    }
-                    if turn.1 <= highest {
-                        turns.not_grown.push(format!("{} after {highest}", turn.1));
-                    }
-                    (last, highest) = (Some(turn), turn.1);
+        let mut said: Vec<_> = log.lines().map(Self::read).collect();
+        said.sort_by_key(|(.., at, _)| *at);
+        for (what, turn, at, lapses) in said {
+            if what == "begins" {
+                turns.begun += 1;
+                for within in open.iter_mut().filter(|open| at < open.lapses) {
+                    within.beside.push(format!("{turn:?} began within {:?}", within.turn));
                 }
+                if turn.1 <= highest {
+                    turns.not_grown.push(format!("{} after {highest}", turn.1));
+                }
+                open.push(Open { turn, lapses, beside: Vec::new() });
+                highest = turn.1;
+                continue;
+            }
+            match what {
                 "lost" => turns.lost += 1,
                 "refused" => turns.refused += 1,
-                _ if last != Some(turn) => turns.overlaps.push(format!("{turn:?} ended within {last:?}")),
                 _ => {}
             }
-            if what != "begins" && last == Some(turn) {
-                last = None;
+            match open.iter().position(|open| open.turn == turn) {
+                Some(ended) => turns.overlaps.extend(open.swap_remove(ended).beside),
+                None => turns.overlaps.push(format!("{turn:?} ended, and had not begun")),
             }
         }
+        let lived = open.into_iter().filter(|open| !killed.contains(&open.turn.0));
+        turns.overlaps.extend(lived.flat_map(|open| open.beside));
         turns
+    }
+
+    fn read(line: &str) -> (&str, (usize, u64), u64, u64) {
+        let [number, what, token, at, lapses] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        (what, (number.parse().unwrap(), token.parse().unwrap()), at.parse().unwrap(), lapses.parse().unwrap())
     }
 }
 
 #[test]
 fn the_judge_finds_what_it_looks_for() {
     let (none, first) = (HashSet::new(), HashSet::from([1]));
-    assert_eq!(Turns::of("1 begins 5\n1 ends 5\n2 begins 6\n2 ends 6\n", &none), Turns { begun: 2, ..Turns::default() });
-    assert_eq!(Turns::of("1 begins 5\n2 begins 6\n2 ends 6\n", &none).overlaps.len(), 1);
-    assert_eq!(Turns::of("1 begins 5\n2 begins 6\n2 ends 6\n", &first), Turns { begun: 2, ..Turns::default() });
-    assert_eq!(Turns::of("1 begins 5\n2 begins 6\n1 ends 5\n2 ends 6\n", &first).overlaps.len(), 1, "it lived after all");
-    assert_eq!(Turns::of("1 begins 5\n1 ends 5\n2 begins 5\n2 ends 5\n", &none).not_grown.len(), 1);
+    let (fine, once) = (Turns { begun: 2, ..Turns::default() }, Turns { begun: 2, lost: 1, ..Turns::default() });
+    assert_eq!(Turns::of("1 begins 5 10 90\n1 ends 5 11 90\n2 begins 6 12 90\n2 ends 6 13 90\n", &none), fine);
+    assert_eq!(Turns::of("1 begins 5 10 90\n2 begins 6 11 90\n2 ends 6 12 90\n", &none).overlaps.len(), 1);
+    assert_eq!(Turns::of("1 begins 5 10 90\n2 begins 6 11 90\n2 ends 6 12 90\n", &first), fine);
+    let lived = "1 begins 5 10 90\n2 begins 6 11 90\n1 ends 5 12 90\n2 ends 6 13 90\n";
+    assert_eq!(Turns::of(lived, &first).overlaps.len(), 1, "it lived after all");
+    assert_eq!(Turns::of("1 begins 5 10 90\n1 ends 5 11 90\n2 begins 5 12 90\n2 ends 5 13 90\n", &none).not_grown.len(), 1);
+    assert_eq!(Turns::of("1 ends 5 11 90\n", &none).overlaps.len(), 1, "it never began");
+    let slow = |second| format!("2 begins 6 {second} 190\n1 begins 5 10 90\n2 ends 6 99 190\n1 lost 5 99 90\n");
+    assert_eq!(Turns::of(&slow(90), &none), once, "its session may have lapsed");
+    assert_eq!(Turns::of(&slow(89), &none).overlaps.len(), 1);
 }
 
 #[tokio::test]
@@ -245,8 +284,8 @@ async fn processes_killed_at_any_instruction_leave_no_overlap_and_nothing_behind
     let mut processes: Vec<Child> = (0..PROCESSES).map(|number| start(folder.path(), number)).collect();
     let mut numbers: Vec<usize> = (0..PROCESSES).collect();
     let mut killed = HashSet::new();
-    let storm = Instant::now();
-    while storm.elapsed() < Duration::from_secs(seconds) {
+    let until = now() + Duration::from_secs(seconds);
+    while now() < until {
         std::thread::sleep(Duration::from_micros(fastrand::u64(..400_000)));
         let struck = fastrand::usize(..processes.len());
         processes[struck].kill().unwrap();
