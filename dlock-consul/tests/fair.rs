@@ -16,6 +16,8 @@ use fair_support::{LONG, claim, options, permit, process, process_with, raw, sha
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
+/// Longer than a machine stands still, and far shorter than the waits and sessions that would end what nobody is told of.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Go's flags for a lock.
 const GO_FLAGS: &str = "3304740253564472344";
 /// A session as Go's client opens one.
@@ -49,20 +51,20 @@ async fn requests_of_handovers(waiting: usize) -> (usize, usize) {
             }
         });
         // Everybody waits for a predecessor, and for the end of his own ticket.
-        within(Duration::from_secs(10), "it waits", async || proxy.open_requests() == 2 * (n + 1)).await;
+        within(PATIENCE, "it waits", async || proxy.open_requests() == 2 * (n + 1)).await;
     }
     let asked = || proxy.count(&Matching::any().method("PUT"));
     let mut before = asked();
     let mut most = 0;
     holder.released(&first).await;
     for expected in 0..waiting {
-        let (n, go_on) = timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap();
+        let (n, go_on) = timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
         assert_eq!(n, expected, "first come, first served");
         most = most.max(asked() - before);
         if expected + 1 < waiting {
             // Its own wait for the ticket, that of the next, and that of the next once it heard that it is.
             let of_ticket = Matching::any().path(&format!("/v1/kv/{}", tickets[n]));
-            within(Duration::from_secs(10), "the next waits anew", async || proxy.count(&of_ticket) == 3).await;
+            within(PATIENCE, "the next waits anew", async || proxy.count(&of_ticket) == 3).await;
             before = asked();
             go_on.send(()).unwrap();
         }
@@ -89,7 +91,7 @@ async fn a_handover_to_one_that_shares_costs_five_requests() {
         let since = next.waiting(&waiting).await;
         proxy.reset();
         tokio::join!(next.granted(&waiting, since), async {
-            within(Duration::from_secs(5), "it waits", async || proxy.open_requests() == 2).await;
+            within(PATIENCE, "it waits", async || proxy.open_requests() == 2).await;
             holder.released(&claim("k", 1)).await;
         });
         assert_eq!(proxy.requests().len(), 5, "{:?}", proxy.requests());
@@ -150,7 +152,7 @@ async fn a_killed_holder_frees_the_line_within_two_ttls() {
         silent.held(&Claim { mode, ..claim("k", 1) }).await;
         let waiting = claim("k", 2);
         let since = waiter.waiting(&waiting).await;
-        timeout(ttl * 2 + Duration::from_millis(500), waiter.granted(&waiting, since)).await.expect("the line must move");
+        timeout(ttl * 2 + PATIENCE, waiter.granted(&waiting, since)).await.expect("the line must move");
         assert!(began.elapsed() >= ttl, "the session lives for its ttl");
         let left = raw(&agent, "GET", "/v1/kv/k/?keys", "").await;
         assert_eq!(left.matches("/.dlock/").count(), 1, "nothing is left of the dead: {left}");
@@ -161,18 +163,18 @@ async fn a_killed_holder_frees_the_line_within_two_ttls() {
 #[tokio::test]
 async fn a_killed_waiter_is_in_nobodys_way() {
     let agent = ConsulAgent::start().await.unwrap();
-    let ttl = Duration::from_secs(1);
+    let ttl = Duration::from_secs(3);
     let [holder, last] = [process(&agent.address()).await, process(&agent.address()).await];
     holder.held(&claim("k", 1)).await;
     let silent = process_with(options(&agent.address().to_string()).fair(true), ttl).await;
     silent.waiting(&claim("k", 2)).await;
     let since = last.waiting(&claim("k", 3)).await;
-    let woken = timeout(ttl * 2 + Duration::from_millis(500), last.consul.wait(&last.session, &claim("k", 3), since)).await;
+    let woken = timeout(ttl * 2 + PATIENCE, last.consul.wait(&last.session, &claim("k", 3), since)).await;
     assert_eq!(woken.expect("its ticket must go").unwrap().hint, Hint::MaybeFree);
     let standing = last.consul.confirm(&last.session, &claim("k", 3), since).await.unwrap();
     let Standing::Waiting { cursor, ahead: Some(1), .. } = standing else { panic!("{standing:?}") };
     holder.released(&claim("k", 1)).await;
-    timeout(Duration::from_secs(5), last.granted(&claim("k", 3), cursor)).await.expect("it is next");
+    timeout(PATIENCE, last.granted(&claim("k", 3), cursor)).await.expect("it is next");
 }
 
 /// What Go's `api.Lock` does, over and over: it waits for the key by a blocking query, asks for it with all others, and counts its turns.
@@ -240,10 +242,10 @@ async fn a_go_program_keeps_the_whole_line_waiting_and_is_kept_out_by_its_first(
     assert!(matches!(first.claim(&shared("k", 8), Place::Try).await, Standing::Busy { .. }));
     let since = [first.waiting(&claim("k", 1)).await, second.waiting(&claim("k", 2)).await];
     assert_eq!(raw(&agent, "PUT", &release, "theirs").await.trim(), "true");
-    timeout(Duration::from_secs(5), first.granted(&claim("k", 1), since[0])).await.expect("it is next");
+    timeout(PATIENCE, first.granted(&claim("k", 1), since[0])).await.expect("it is next");
     assert_eq!(raw(&agent, "PUT", &acquire, "theirs").await.trim(), "false");
     first.released(&claim("k", 1)).await;
-    timeout(Duration::from_secs(5), second.granted(&claim("k", 2), since[1])).await.expect("it is next");
+    timeout(PATIENCE, second.granted(&claim("k", 2), since[1])).await.expect("it is next");
     second.released(&claim("k", 2)).await;
     let left = raw(&agent, "GET", "/v1/kv/k", "").await;
     assert!(left.contains(GO_FLAGS), "Go refuses a key with other flags: {left}");
@@ -255,7 +257,9 @@ async fn consuls_own_lock_command_and_our_line_never_overlap() {
     let agent = ConsulAgent::start().await.unwrap();
     let [first, second] = [process(&agent.address()).await, process(&agent.address()).await];
     let marker = std::env::temp_dir().join(format!("dlock-fair-{}", agent.address().port()));
-    let touch = format!("echo held > {}; sleep 1; rm {}", marker.display(), marker.display());
+    // While this is there, theirs does not end.
+    let stay = marker.with_extension("stay");
+    let touch = format!("echo held > {0}; sleep 1; while [ -e {1} ]; do sleep 0.1; done; rm {0}", marker.display(), stay.display());
     let lock = || agent.command().args(["lock", "jobs", &touch]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let contends = async || raw(&agent, "GET", "/v1/session/list", "").await.contains("Consul lock for");
 
@@ -264,21 +268,29 @@ async fn consuls_own_lock_command_and_our_line_never_overlap() {
     first.held(&ours[0]).await;
     let since = second.waiting(&ours[1]).await;
     let mut theirs = lock();
-    within(Duration::from_secs(20), "theirs contends", contends).await;
+    within(PATIENCE, "theirs contends", contends).await;
     // However the two race for it now, one at a time has it.
     first.released(&ours[0]).await;
-    timeout(Duration::from_secs(20), second.granted(&ours[1], since)).await.expect("ours comes through");
+    timeout(PATIENCE, second.granted(&ours[1], since)).await.expect("ours comes through");
     assert!(!marker.exists(), "both hold it");
     second.released(&ours[1]).await;
     assert!(theirs.wait().unwrap().success());
 
     // Theirs holds it: ours waits in line until it is done.
+    std::fs::write(&stay, "").unwrap();
     let mut theirs = lock();
-    within(Duration::from_secs(20), "theirs holds it", async || marker.exists()).await;
+    within(PATIENCE, "theirs holds it", async || marker.exists()).await;
     let later = claim("jobs/.lock", 3);
     let since = first.waiting(&later).await;
-    timeout(Duration::from_secs(20), first.granted(&later, since)).await.expect("ours comes through");
-    assert!(!marker.exists(), "both hold it");
+    let granted = async {
+        timeout(PATIENCE, first.granted(&later, since)).await.expect("ours comes through");
+        assert!(!marker.exists(), "both hold it");
+    };
+    let ends = async {
+        sleep(Duration::from_secs(1)).await;
+        std::fs::remove_file(&stay).unwrap();
+    };
+    tokio::join!(granted, ends);
     assert!(theirs.wait().unwrap().success());
     first.released(&later).await;
 }
@@ -334,7 +346,7 @@ async fn tokens_grow_from_one_mode_to_another() {
     }
     for (n, waiting) in line[1..].iter().enumerate() {
         process.released(&line[n]).await;
-        tokens.push(timeout(Duration::from_secs(5), process.granted(waiting, since[n])).await.expect("it is next"));
+        tokens.push(timeout(PATIENCE, process.granted(waiting, since[n])).await.expect("it is next"));
     }
     assert!(tokens.is_sorted_by(|one, next| one < next), "{tokens:?}");
 }
@@ -412,10 +424,8 @@ async fn the_delay_after_a_dead_holder_is_kept_by_those_who_share_too() {
         assert!(matches!(delayed, Standing::Delayed { .. }), "{delayed:?}");
     }
     assert!(!raw(&agent, "GET", "/v1/kv/k/?keys", "").await.contains("/.dlock/"), "a try leaves nothing");
-    within(Duration::from_secs(10), "the delay ends", async || {
-        matches!(process.claim(&shared("k", 7), Place::Try).await, Standing::Held { .. })
-    })
-    .await;
+    within(PATIENCE, "the delay ends", async || matches!(process.claim(&shared("k", 7), Place::Try).await, Standing::Held { .. }))
+        .await;
 }
 
 // On one thread what was answered is nearly always back before the next request needs it.
@@ -441,7 +451,7 @@ async fn a_hundred_waiting_claims_stay_within_the_connections_allowed() {
         holder.released(&claim(&format!("k{n}"), n + 1)).await;
         holder.released(&permit(&format!("p{n}"), n + 100 * (1 + n % 2), 2)).await;
     }
-    timeout(Duration::from_secs(20), waits.join_all()).await.expect("all must be granted");
+    timeout(PATIENCE, waits.join_all()).await.expect("all must be granted");
     assert!(proxy.most_connections() <= 16, "{}", proxy.most_connections());
 }
 
@@ -471,13 +481,13 @@ async fn a_ticket_that_is_released_by_force_is_made_anew_at_the_end_of_the_line(
     let ticket = format!("/v1/kv/k/.dlock/{}.{}/", process.session, robbed.id);
     raw(&agent, "PUT", &format!("{ticket}?release={}", process.session), "").await;
     let wait = process.consul.wait(&process.session, &robbed, since);
-    assert_eq!(timeout(Duration::from_secs(5), wait).await.unwrap().unwrap().hint, Hint::ClaimGone);
+    assert_eq!(timeout(PATIENCE, wait).await.unwrap().unwrap().hint, Hint::ClaimGone);
     assert_eq!(process.consul.confirm(&process.session, &robbed, since).await.unwrap(), Standing::ClaimGone);
     let since = process.waiting(&robbed).await;
     process.released(&claim("k", 1)).await;
-    timeout(Duration::from_secs(5), process.granted(&next, of_next)).await.expect("it is next");
+    timeout(PATIENCE, process.granted(&next, of_next)).await.expect("it is next");
     process.released(&next).await;
-    timeout(Duration::from_secs(5), process.granted(&robbed, since)).await.expect("it is next");
+    timeout(PATIENCE, process.granted(&robbed, since)).await.expect("it is next");
     process.released(&robbed).await;
     assert!(!raw(&agent, "GET", "/v1/kv/k/?keys", "").await.contains("/.dlock/"));
 }
@@ -508,7 +518,7 @@ async fn a_key_that_was_locked_unheard_is_found_although_the_ticket_was_taken_aw
     let since = next.waiting(&waiting).await;
     proxy.next(Matching::any().body("\"lock\",\"Key\":\"k\""), dlock_testkit::proxy::Fault::DropResponse);
     holder.released(&claim("k", 1)).await;
-    let wait = || timeout(Duration::from_secs(5), next.consul.wait(&next.session, &waiting, since));
+    let wait = || timeout(PATIENCE, next.consul.wait(&next.session, &waiting, since));
     assert_eq!(wait().await.unwrap().unwrap().hint, Hint::MaybeFree);
     let error = next.consul.confirm(&next.session, &waiting, since).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Ambiguous, "{error}");
