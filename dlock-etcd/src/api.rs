@@ -99,8 +99,9 @@ macro_rules! headed {
 
 headed!(GetResponse, StatusResponse, TxnResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse);
 
-/// So many transactions are under way at once: etcd refuses requests once some thousands are.
-pub(crate) const AT_ONCE: usize = 1_000;
+/// So many transactions are under way at once, more than an etcd of the same datacenter needs to be busy. It refuses requests once some thousands are, and the
+/// client's part of each costs more the more there are.
+pub(crate) const AT_ONCE: usize = 256;
 
 /// So many keys are read at once.
 pub(crate) const PAGE: i64 = 512;
