@@ -256,9 +256,9 @@ async fn a_go_program_keeps_the_whole_line_waiting_and_is_kept_out_by_its_first(
 async fn consuls_own_lock_command_and_our_line_never_overlap() {
     let agent = ConsulAgent::start().await.unwrap();
     let [first, second] = [process(&agent.address()).await, process(&agent.address()).await];
-    let marker = std::env::temp_dir().join(format!("dlock-fair-{}", agent.address().port()));
-    // While this is there, theirs does not end.
-    let stay = marker.with_extension("stay");
+    let folder = tempfile::tempdir().unwrap();
+    // While the second is there, theirs does not end.
+    let (marker, stay) = (folder.path().join("held"), folder.path().join("stay"));
     let touch = format!("echo held > {0}; sleep 1; while [ -e {1} ]; do sleep 0.1; done; rm {0}", marker.display(), stay.display());
     let lock = || agent.command().args(["lock", "jobs", &touch]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let contends = async || raw(&agent, "GET", "/v1/session/list", "").await.contains("Consul lock for");

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dlock_core::{Claim, ClaimId, FencingToken, Key, LockBackend, Mode, Place, Renewal, SessionId, SessionRequest, Standing};
 use dlock_sqlite::{Sqlite, SqliteOptions};
@@ -212,9 +212,12 @@ fn many_that_make_the_file_at_once_make_one() {
             let (client, id) = (client(&path), SessionId::from_bits(fastrand::u128(..)));
             let request = SessionRequest { id, ttl: TTL, owner: "host/1/test".into() };
             tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-                // The disk may keep one so long that the others give up.
-                while let Err(error) = client.open(&request).await {
-                    assert!(error.kind().is_passing(), "{error}");
+                // The disk may keep one so long that the others give up, but they wait first.
+                for asked_again in 0.. {
+                    let asked = Instant::now();
+                    let Err(error) = client.open(&request).await else { break };
+                    let waited = asked.elapsed() >= Duration::from_millis(900);
+                    assert!(error.kind().is_passing() && waited && asked_again < 60, "{error}");
                 }
             });
         };

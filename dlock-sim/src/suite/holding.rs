@@ -4,7 +4,7 @@ use dlock::{CheckError, Loss, ReleaseOutcome};
 use dlock_testkit::conformance::{Shown, Stage};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{assert_free_within, brief, brief_locker, holders, key, locker, steady, steady_locker};
+use super::{assert_free_within, holders, key, locker, steady, steady_locker};
 
 /// Belief ends first, then the lock is given back although the guard lives.
 pub async fn a_lock_is_not_held_longer_than_at_most(stage: &Stage) -> Shown {
@@ -29,7 +29,8 @@ pub async fn a_lock_is_not_given_back_earlier_than_at_least(stage: &Stage) -> Sh
     let (locker, other, a) = (locker(stage).await, locker(stage).await, key(stage, "a"));
     let (asked, least) = (Instant::now(), stage.prompt() * 3);
     let guard = locker.lock(&a).hold_at_least(least).await.unwrap();
-    assert_eq!(guard.release().await, Ok(ReleaseOutcome::Deferred));
+    let given = guard.release().await;
+    assert!(given == Ok(ReleaseOutcome::Deferred) || asked.elapsed() >= least, "{given:?}");
     for locker in [&other, &locker] {
         let early = locker.try_lock(&a).await.unwrap();
         assert!(early.is_none() || asked.elapsed() >= least, "free after {:?}", asked.elapsed());
@@ -42,12 +43,14 @@ pub async fn a_lock_is_not_given_back_earlier_than_at_least(stage: &Stage) -> Sh
 
 /// For work that needs time to stop: `stop_before` moves the news, not the lock.
 pub async fn stop_before_tells_ahead_of_the_deadline(stage: &Stage) -> Shown {
-    let (locker, ahead) = (brief_locker(stage).await, brief(stage) / 4);
+    let (locker, ahead) = (steady_locker(stage).await, steady(stage).await / 4);
     let guard = locker.lock(key(stage, "a")).stop_before(ahead).await.unwrap();
     let plain = locker.lock(key(stage, "b")).await.unwrap();
-    // Two readings of the clock lie between.
+    let asked = Instant::now();
     let gap = plain.valid_until() - guard.valid_until();
-    assert!(gap + stage.moment() >= ahead && gap <= ahead + stage.moment(), "{gap:?}");
+    // Readings of the clock lie between.
+    let slack = asked.elapsed() + stage.moment();
+    assert!(guard.check().is_err() || (gap + slack >= ahead && gap <= ahead + slack), "{gap:?}");
     stage.cut().await?;
     guard.cancellation().cancelled().await;
     let early = Instant::now();

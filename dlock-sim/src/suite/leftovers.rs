@@ -151,7 +151,7 @@ pub async fn what_was_dropped_while_cut_off_is_given_back(stage: &Stage) -> Show
     sleep(stage.moment() * 3).await;
     stage.heal().await;
     let observer = super::locker(stage).await;
-    assert_free_within(stage.patience().await * 20, &observer, &a).await;
+    assert_free_within(stage.patience().await * 4, &observer, &a).await;
     Ok(())
 }
 
@@ -217,7 +217,7 @@ pub async fn shutdown_gives_back_what_is_let_go_and_reports_what_is_not(stage: &
 /// Also when it never locked, and twice.
 pub async fn a_clean_shutdown_leaves_no_session_and_delays_nobody(stage: &Stage) -> Shown {
     let (unused, locker, other, a) =
-        (Party::new(stage).await, brief_locker(stage).await, super::locker(stage).await, key(stage, "a"));
+        (Party::new(stage).await, super::locker(stage).await, super::locker(stage).await, key(stage, "a"));
     assert!(unused.locker.shutdown(stage.patience().await).await.is_clean());
     assert_eq!(unused.line.calls(), 0);
     let guard = locker.lock(&a).await.unwrap();
