@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::consul::{ConsulAgent, ConsulBuilder, Ports};
 use super::http::http;
-use super::start::{PATIENCE, StartError, with_free_ports};
+use super::start::{StartError, until, with_free_ports};
 
 /// Three or more servers that elect a leader among themselves.
 #[derive(Debug)]
@@ -53,19 +53,9 @@ impl ConsulCluster {
 
     /// The place of the leader, once there is one; `None` if there is none for a minute.
     pub async fn elected(&self) -> Option<usize> {
-        let elected = async {
-            loop {
-                if let Some(leader) = self.leader().await {
-                    return leader;
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, elected).await.ok()
+        until(async || self.leader().await).await
     }
 }
 
 /// How long a server may take to say who leads.
 const SOON: Duration = Duration::from_millis(500);
-/// Between two questions.
-const PAUSE: Duration = Duration::from_millis(50);

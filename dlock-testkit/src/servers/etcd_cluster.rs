@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::etcd::{EtcdBuilder, EtcdServer, Ports};
-use super::start::{PATIENCE, StartError, with_free_ports};
+use super::start::{StartError, until, with_free_ports};
 
 /// Three or more members that elect a leader among themselves.
 ///
@@ -65,15 +65,7 @@ impl EtcdCluster {
 
     /// The place of the leader, once there is one; `None` if there is none for a minute.
     pub async fn elected(&self) -> Option<usize> {
-        let elected = async {
-            loop {
-                if let Some(leader) = self.leader().await {
-                    return leader;
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, elected).await.ok()
+        until(async || self.leader().await).await
     }
 
     /// Hands leadership to the member at this place, and returns when all that answer know that it has it.
@@ -85,16 +77,10 @@ impl EtcdCluster {
         let heir = self.members[to].gateway().status().await?.member;
         self.members[from].gateway().transfer_leadership(heir).await?;
         // The others hear of it a little later.
-        let known = async {
-            while self.leader().await != Some(to) {
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, known).await.map_err(|_| io::Error::other("leadership was not handed over"))
+        let known = until(async || self.leader().await.filter(|leader| *leader == to)).await;
+        known.map(drop).ok_or_else(|| io::Error::other("leadership was not handed over"))
     }
 }
 
 /// How long a member may take to say who leads.
 const SOON: Duration = Duration::from_millis(500);
-/// Between two questions.
-const PAUSE: Duration = Duration::from_millis(50);

@@ -50,6 +50,19 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Between choosing a port and listening on it another process may take it: then others are chosen, so many times in all.
 const PORT_CHOICES: u32 = 3;
 
+/// Asks until there is an answer; `None` if there is none for a minute.
+pub(super) async fn until<T>(mut asks: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let answered = async {
+        loop {
+            if let Some(answer) = asks().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, answered).await.ok()
+}
+
 /// A start that is under way.
 pub(super) type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, StartError>> + Send + 'a>>;
 
