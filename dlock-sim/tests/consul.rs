@@ -83,7 +83,11 @@ async fn a_thousand_idle_locks_cost_a_renewal_and_sixteen_audits_for_a_third_of_
         tasks.spawn(bench.locker.lock(format!("k{n}")).into_future());
     }
     let guards: Vec<LockGuard> = tasks.join_all().await.into_iter().map(Result::unwrap).collect();
-    within(Duration::from_secs(10), "only the session watched", async || bench.proxy.open_requests() == 1).await;
+    // The session is looked at before it is waited for.
+    let session = holder(&bench.agent, "k0").await.unwrap();
+    let watch = Matching::any().method("GET").path(&format!("/v1/session/info/{session}?index="));
+    let settled = async || bench.proxy.count(&watch) > 0 && bench.proxy.open_requests() == 1;
+    within(Duration::from_secs(10), "only the session watched", settled).await;
     bench.proxy.reset();
     tokio::time::sleep(ttl).await;
     let renewals = bench.proxy.count(&Matching::any().path("/v1/session/renew"));
