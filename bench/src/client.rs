@@ -133,9 +133,20 @@ impl Client {
     }
 
     /// Leaves nothing behind that would lapse while something else is measured.
-    pub async fn end(&self) {
-        if let Self::Dlock(locker) = self {
-            locker.shutdown(Duration::from_secs(2)).await;
+    pub async fn end(&self) -> Outcome<()> {
+        match self {
+            Self::Dlock(locker) => {
+                locker.shutdown(Duration::from_secs(2)).await;
+                Ok(())
+            }
+            Self::Consul(raw) => raw.end().await,
+            Self::ConsulGuarded(raw) => raw.end().await,
+            Self::ConsulLine(raw) => raw.end().await,
+            Self::Etcd(raw) => raw.end().await,
+            Self::EtcdLine(raw) => raw.end().await,
+            Self::Service(service) => service.end().await,
+            // The sessions of `rs-consul` end with its locks; the others have none.
+            Self::RsConsul(_) | Self::Sqlite(_) | Self::Memory(_) => Ok(()),
         }
     }
 }

@@ -43,7 +43,7 @@ const HEAD: &str = "# What dlock costs
 
 Written by `cargo run --release -p dlock-bench`. Times hold for the machine below alone; ratios and counts travel. \"Raw\" is a bare client that sends the
 fewest requests that can do the work over the same kind of connection, with no session upkeep, no token and no notice of loss. Everything is measured in
-turns; a ratio is the median over the rounds that both had of one round's median by the other's, with the range from the 10th to the 90th percentile of those.
+turns, and what is judged in more rounds; a ratio is the median over the rounds that both had of one round's median by the other's, with the range from the 10th to the 90th percentile of those.
 
 What dlock itself adds is judged beside the same requests sent bare: on etcd \"raw line\", on Consul \"raw Consul, guarded\", in fair mode \"raw line\". What those cost more than \"raw\" is the
 price, paid in the store, of conditions that keep a late copy of a request from taking or freeing anything.

@@ -5,7 +5,7 @@ use dlock_testkit::memory::{Call, Profile};
 
 use crate::arm::Arm;
 use crate::report::Findings;
-use crate::scenario::handover::{JUDGED, Placement};
+use crate::scenario::handover::{JUDGED, JUDGED_IN_LINE, Placement};
 use crate::scenario::scale::profile_name;
 use crate::stats::Samples;
 
@@ -83,7 +83,7 @@ fn handovers(findings: &Findings, verdicts: &mut Vec<Verdict>) {
         verdicts.extend(at_most(demand, samples(arm, 1), samples(arm.handover_floor(), 1), HANDOVER));
     }
     let most = findings.handover.iter().map(|one| one.waiters).max().unwrap_or_default();
-    for arm in [Arm::Etcd, Arm::Fair] {
+    for arm in JUDGED_IN_LINE {
         let demand = format!("handover with {most} waiting, {}: at most {FLAT} times that with one", arm.name());
         verdicts.extend(at_most(demand, samples(arm, most), samples(arm, 1), FLAT));
     }

@@ -303,7 +303,7 @@ async fn done(work: Work) -> Outcome<()> {
                 let contending: Vec<_> =
                     contending.map(|client| tokio::spawn(contend(Arc::clone(client), key.clone(), hold, until, patient))).collect();
                 let tenures = try_join_all(contending).await?.into_iter().collect::<Outcome<_>>()?;
-                join_all(clients.iter().map(|client| client.end())).await;
+                join_all(clients.iter().map(|client| client.end())).await.into_iter().collect::<Outcome<()>>()?;
                 tenures
             };
             for tenure in tenures.concat() {
@@ -334,7 +334,7 @@ async fn done(work: Work) -> Outcome<()> {
             holds.push(first);
             let releases = stream::iter(holds).map(|hold| client.release(hold)).buffer_unordered(AT_ONCE);
             releases.try_collect::<()>().await?;
-            client.end().await;
+            client.end().await?;
             Ok(())
         }
         Work::Operate { subject, times } => Ok(tokio::task::spawn_blocking(move || subject.start()(times)).await?),

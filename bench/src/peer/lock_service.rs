@@ -19,6 +19,11 @@ impl LockService {
         Ok(Self { client, lease })
     }
 
+    /// Leaves nothing there.
+    pub async fn end(&self) -> Outcome<()> {
+        etcd::revoke(&self.client, self.lease).await
+    }
+
     /// Takes a key, and waits for it while another has it; what names it there.
     pub async fn lock(&self, key: &str) -> Outcome<Vec<u8>> {
         let options = LockOptions::new().with_lease(self.lease);

@@ -43,6 +43,8 @@ pub struct Handover {
 
 /// Those whose handover from one process to the other is held against that of the bare pair.
 pub const JUDGED: [Arm; 3] = [Arm::Etcd, Arm::Consul, Arm::Fair];
+/// Those of them that stand in line, so that many who wait may not cost much more than one.
+pub const JUDGED_IN_LINE: [Arm; 2] = [Arm::Etcd, Arm::Fair];
 /// Of a round so much is counted.
 const COUNTED: f64 = 0.6;
 /// So many contenders are counted at once, where none has more: whoever is kept from waiting again in time makes fewer requests.
@@ -149,15 +151,18 @@ impl Handover {
         }
     }
 
-    /// Whether its ratio is judged, or is what such a one is judged by.
-    fn is_judged(&self) -> bool {
-        let judged = JUDGED.map(|arm| [arm, arm.handover_floor()]);
-        self.placement == Placement::Spread && self.waiters == 1 && judged.as_flattened().contains(&self.arm)
+    /// Whether a verdict hangs on it.
+    fn is_judged(&self, plan: &Plan) -> bool {
+        let is_judged = match self.waiters {
+            1 => JUDGED.map(|arm| [arm, arm.handover_floor()]).as_flattened().contains(&self.arm),
+            waiters => waiters == plan.most_waiters() && JUDGED_IN_LINE.contains(&self.arm),
+        };
+        self.placement == Placement::Spread && is_judged
     }
 
-    /// How long a round lasts: longer where tenures are.
+    /// How long a round lasts: longer where tenures are, and shorter where one waits and is judged, since there are more of those.
     fn length(&self, plan: &Plan) -> Duration {
-        let usual = if self.is_judged() { plan.handovers_judged.1 } else { plan.handovers.1 };
+        let usual = if self.is_judged(plan) && self.waiters == 1 { plan.handovers_judged.1 } else { plan.handovers.1 };
         usual.mul_f64(self.hold().div_duration_f64(HOLD).clamp(1.0, 3.0))
     }
 
@@ -165,7 +170,7 @@ impl Handover {
     fn rounds(&self, plan: &Plan) -> usize {
         let (usual, _) = plan.handovers;
         match self.arm {
-            _ if self.is_judged() => plan.handovers_judged.0,
+            _ if self.is_judged(plan) => plan.handovers_judged.0,
             arm if arm.is_command() => usual.div_ceil(2),
             _ => usual,
         }

@@ -56,7 +56,8 @@ pub struct Plan {
     pub commands: usize,
     /// Rounds of handovers, and how long one lasts.
     pub handovers: (usize, Duration),
-    /// The same of those that are [judged](handover::JUDGED): one waits, in another process.
+    /// The same of those that are judged: [one waits, in another process](handover::JUDGED), or [the most that wait](handover::JUDGED_IN_LINE), whose
+    /// rounds last as long as those of all others, so that everybody has a turn.
     pub handovers_judged: (usize, Duration),
     /// How many wait.
     pub waiters: &'static [usize],
@@ -77,6 +78,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// How many wait at most.
+    pub fn most_waiters(&self) -> usize {
+        self.waiters.iter().copied().max().unwrap_or_default()
+    }
+
     /// All of it.
     pub fn whole() -> Self {
         Self {

@@ -58,7 +58,7 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Throughput>> {
             }
         }
         for (client, arm) in clients {
-            client.end().await;
+            client.end().await?;
             measured.push(arm);
         }
     }

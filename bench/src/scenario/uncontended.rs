@@ -77,7 +77,7 @@ pub async fn measure(stores: &Stores, plan: &Plan) -> Outcome<Vec<Uncontended>> 
         }
     }
     for client in &clients {
-        client.end().await;
+        client.end().await?;
     }
     for arm in &mut measured {
         arm.requests = requests(stores, arm.arm).await?;
@@ -119,7 +119,7 @@ async fn requests(stores: &Stores, arm: Arm) -> Outcome<Option<f64>> {
     proxy.reset();
     pairs(Arc::clone(&client), key(arm), COUNTED).await?;
     let count = proxy.requests().len();
-    client.end().await;
+    client.end().await?;
     Ok(Some(count as f64 / COUNTED as f64))
 }
 

@@ -23,6 +23,11 @@ impl Guarded {
         Ok(Self { agent: Agent::connect(address, By::Reqwest).await?, stands: Mutex::default() })
     }
 
+    /// Ends its session, and what that still locks.
+    pub async fn end(&self) -> Outcome<()> {
+        self.agent.end().await
+    }
+
     /// Takes a key, and waits for it while another has it.
     pub async fn lock(&self, key: &str) -> Outcome<()> {
         for _ in 0..MOST {

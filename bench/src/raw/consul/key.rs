@@ -12,6 +12,11 @@ impl Raw {
         Ok(Self(Agent::connect(address, by).await?))
     }
 
+    /// Ends its session, and what that still locks.
+    pub async fn end(&self) -> Outcome<()> {
+        self.0.end().await
+    }
+
     /// Takes a key, and waits for it while another has it.
     pub async fn lock(&self, key: &str) -> Outcome<()> {
         let lock = format!("[{}]", self.0.operation("lock", key, &self.0.value));

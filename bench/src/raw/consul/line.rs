@@ -49,6 +49,11 @@ impl Line {
         Ok(Self { agent: Agent::connect(address, By::Reqwest).await?, tickets: AtomicU64::new(0), left: Mutex::default() })
     }
 
+    /// Ends its session, and what that still locks.
+    pub async fn end(&self) -> Outcome<()> {
+        self.agent.end().await
+    }
+
     /// Takes a place in the line of a key, and locks it when it is the first.
     pub async fn lock(&self, key: &str) -> Outcome<Place> {
         let name = format!("{}.{}/", self.agent.session, self.tickets.fetch_add(1, Ordering::Relaxed));

@@ -29,6 +29,8 @@ pub struct Agent {
     keys: Url,
     txn: Url,
     session: String,
+    /// What ends the session.
+    destroy: Url,
     /// In base64, which Consul demands.
     value: String,
     short: Http,
@@ -125,13 +127,21 @@ impl Agent {
     /// Opens the session at an agent.
     pub async fn connect(address: &str, by: By) -> Outcome<Self> {
         let short = client(by)?;
-        let session = json!({ "TTL": "3600s", "NodeChecks": [], "LockDelay": "0s" }).to_string();
+        let session = json!({ "TTL": "3600s", "NodeChecks": [], "LockDelay": "0s", "Behavior": "delete" }).to_string();
         let create = format!("http://{address}/v1/session/create").parse()?;
         let opened: Value = serde_json::from_slice(&short.ask(Method::PUT, create, session).await?.body)?;
         let session = opened["ID"].as_str().ok_or("Consul opened no session")?.to_owned();
+        let destroy = format!("http://{address}/v1/session/destroy/{session}").parse()?;
         let (keys, txn) = (format!("http://{address}/v1/kv/").parse()?, format!("http://{address}/v1/txn").parse()?);
         let room = Semaphore::new(CONNECTIONS);
-        Ok(Self { keys, txn, session, value: BASE64.encode(value()), short, waiting: client(by)?, room })
+        Ok(Self { keys, txn, session, destroy, value: BASE64.encode(value()), short, waiting: client(by)?, room })
+    }
+
+    /// Ends the session, and with it all keys that it locks, which answers the requests that wait for one of them. An agent would keep those, and count their
+    /// connections, also when the client has gone.
+    async fn end(&self) -> Outcome<()> {
+        let answer = self.short.ask(Method::PUT, self.destroy.clone(), String::new()).await?;
+        if answer.status == StatusCode::OK { Ok(()) } else { Err(answer.unexpected()) }
     }
 
     /// One operation on a key that concerns the session, as a transaction has it.

@@ -12,6 +12,11 @@ impl Raw {
         Ok(Self(Member::connect(address).await?))
     }
 
+    /// Leaves nothing there.
+    pub async fn end(&self) -> Outcome<()> {
+        self.0.end().await
+    }
+
     /// Takes a key, and waits for it while another has it.
     pub async fn lock(&self, key: &str) -> Outcome<()> {
         loop {

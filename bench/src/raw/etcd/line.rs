@@ -36,6 +36,11 @@ impl Line {
         Ok(Self { member: Member::connect(address).await?, entries: Mutex::default() })
     }
 
+    /// Leaves nothing there.
+    pub async fn end(&self) -> Outcome<()> {
+        self.member.end().await
+    }
+
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -45,6 +45,12 @@ pub async fn lease(client: &Client) -> Outcome<i64> {
     Ok(client.lease_client().grant(LEASE_SECONDS, None).await?.id())
 }
 
+/// Ends a lease, and with it all its keys.
+pub async fn revoke(client: &Client, lease: i64) -> Outcome<()> {
+    client.lease_client().revoke(lease).await?;
+    Ok(())
+}
+
 /// How many keys there are whose names begin so.
 pub async fn held(address: &str, prefix: &str) -> Outcome<usize> {
     let counted = GetOptions::new().with_prefix().with_count_only();
@@ -58,6 +64,10 @@ impl Member {
         let client = connect(address).await?;
         let lease = lease(&client).await?;
         Ok(Self { client, lease, value: value(), room: Semaphore::new(AT_ONCE) })
+    }
+
+    async fn end(&self) -> Outcome<()> {
+        revoke(&self.client, self.lease).await
     }
 
     /// Looks, and writes the key, if all these are absent.
