@@ -113,10 +113,10 @@ impl Api {
         Ok(())
     }
 
-    /// Whether the session is shown, and at which index; waits until that is greater than `index`.
-    pub(crate) async fn session_info(&self, id: &SessionId, index: Option<u64>) -> Result<(bool, u64), BackendError> {
+    /// Whether the session is shown, and at which index; waits until that is greater than the given one.
+    pub(crate) async fn session_info(&self, id: &SessionId, since: Option<Since>) -> Result<(bool, u64), BackendError> {
         let asked = Asked { what: "watching the session", writes: false, needs: Needs::SessionRead };
-        let answer = checked(asked, self.blocking(asked, format!("/v1/session/info/{id}"), index).await?)?;
+        let answer = checked(asked, self.blocking(asked, format!("/v1/session/info/{id}"), since).await?)?;
         let index = answer.index.unwrap_or(0);
         let entries: Option<Vec<SessionEntry>> = read(asked, &answer)?;
         Ok((entries.is_some_and(|entries| !entries.is_empty()), index))
@@ -129,25 +129,25 @@ impl Api {
         entry(asked, answer).map(|(entry, _)| entry)
     }
 
-    /// The key once its index is greater than `index`, or as it is when the time is up.
-    pub(crate) async fn wait_key(&self, key: &str, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
+    /// The key once its index is greater than the given one, or as it is when the time is up.
+    pub(crate) async fn wait_key(&self, key: &str, since: Option<Since>) -> Result<(Option<Entry>, u64), BackendError> {
         let asked = Asked { what: "waiting for the key", writes: false, needs: Needs::KeyRead(key) };
-        entry(asked, self.blocking(asked, format!("/v1/kv/{}", encode_path(key)), index).await?)
+        entry(asked, self.blocking(asked, format!("/v1/kv/{}", encode_path(key)), since).await?)
     }
 
-    /// What is shown of all keys that start with `prefix`, once one of them changes after `index`, or as it is when the time is up.
+    /// What is shown of all keys that start with `prefix`, once one of them changes, or as it is when the time is up.
     pub(crate) async fn wait_below<T: DeserializeOwned>(
         &self,
         prefix: &str,
         shown: Shown,
-        index: Option<u64>,
+        since: Option<Since>,
     ) -> Result<(Vec<T>, u64), BackendError> {
         let asked = Asked { what: "waiting for the line", writes: false, needs: Needs::LineRead(prefix) };
         let shown = match shown {
             Shown::Names => "keys",
             Shown::Entries => "recurse",
         };
-        let answer = self.blocking(asked, format!("/v1/kv/{}?{shown}", encode_path(prefix)), index).await?;
+        let answer = self.blocking(asked, format!("/v1/kv/{}?{shown}", encode_path(prefix)), since).await?;
         let index = answer.index.unwrap_or(0);
         if is_absent(&answer) {
             return Ok((Vec::new(), index));
@@ -193,16 +193,15 @@ impl Api {
         self.send(asked, Request { method, target, body, lane: Lane::Short, limit: self.attempt }).await
     }
 
-    async fn blocking(&self, asked: Asked<'_>, target: String, index: Option<u64>) -> Result<Answer, BackendError> {
-        let target = match index {
+    async fn blocking(&self, asked: Asked<'_>, target: String, since: Option<Since>) -> Result<Answer, BackendError> {
+        let (target, limit) = match since {
             // An index of zero would not wait.
-            Some(index) => {
+            Some(since) => {
                 let sign = if target.contains('?') { '&' } else { '?' };
-                format!("{target}{sign}index={}&wait={}s", index.max(1), WAIT.as_secs())
+                (format!("{target}{sign}index={}&wait={}s", since.index.max(1), since.wait.as_secs()), since.limit())
             }
-            None => target,
+            None => (target, self.attempt),
         };
-        let limit = WAIT + WAIT / 16 + WAY;
         self.send(asked, Request { method: Method::Get, target, body: Vec::new(), lane: Lane::Waiting, limit }).await
     }
 
@@ -225,6 +224,27 @@ impl Api {
         let answer = self.transport.send(request).await.map_err(|error| transport(asked, error))?;
         tracing::trace!(what = asked.what, status = answer.status, index = answer.index, "consul answered");
         Ok(answer)
+    }
+}
+
+/// From when, and for how long, a request waits for something new.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Since {
+    /// What is new has a greater one.
+    pub(crate) index: u64,
+    /// In whole seconds.
+    pub(crate) wait: Duration,
+}
+
+impl Since {
+    /// For as long as a request may.
+    pub(crate) fn long(index: u64) -> Self {
+        Self { index, wait: WAIT }
+    }
+
+    /// When there must be an answer.
+    pub(crate) fn limit(self) -> Duration {
+        self.wait + self.wait / 16 + WAY
     }
 }
 

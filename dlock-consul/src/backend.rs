@@ -14,7 +14,7 @@ use dlock_core::{
     SessionId, SessionRequest, Standing, Together, Woken,
 };
 
-use crate::api::{Api, BATCH};
+use crate::api::{Api, BATCH, Since};
 use crate::classify::{Asked, Needs};
 use crate::config::{ConfigError, ConsulOptions};
 use crate::fair::{self, Fair};
@@ -25,6 +25,7 @@ use crate::probe;
 use crate::session;
 use crate::several;
 use crate::transport::Transport;
+use crate::waits::Watched;
 use crate::watch::Watches;
 use crate::wire::{LOCK_FLAGS, Op, encode, encode_value, json, parse_go_duration};
 
@@ -73,7 +74,7 @@ impl Consul {
         capabilities.evicts = true;
         capabilities.claims_at_once = Some(several::MOST);
         capabilities.guards_writes = true;
-        let (api, watches) = (Api::new(transport, options), Watches::new(options.max_connections));
+        let (api, watches) = (Arc::new(Api::new(transport, options)), Watches::new(options.max_connections));
         capabilities.watched_claims = Some(watches.watched_claims());
         capabilities.calls_in_flight = watches.calls_in_flight;
         let sessions = options.sessions.clone();
@@ -130,6 +131,8 @@ impl LockBackend for Consul {
     }
 
     async fn renew(&self, session: &SessionId) -> Result<Renewal, BackendError> {
+        // As good as any other moment that comes again and again.
+        self.shared.watches.sweep();
         let Some(entry) = self.shared.api.renew_session(session).await? else {
             self.drop_session(session);
             return Ok(Renewal::Gone);
@@ -214,7 +217,7 @@ impl LockBackend for Consul {
             return fair.wait(claim, cursor).await;
         }
         let shared = &self.shared;
-        let (entry, index) = shared.watches.wait(&shared.api, claim.key.as_str(), Some(cursor.0)).await?;
+        let (entry, index) = shared.watches.wait(&shared.api, claim.key.as_str(), cursor.0).await?;
         // An index that went back says nothing of what came in between: look anew.
         let cursor = Cursor(if index < cursor.0 { 0 } else { index });
         let hint = match entry {
@@ -271,11 +274,12 @@ impl LockBackend for Consul {
         cursor: Option<Cursor>,
     ) -> Result<Cursor, BackendError> {
         let shared = &self.shared;
-        let _permit = shared.watches.disturbances.acquire().await;
         let Some(granted) = granted else {
+            // Not kept when this is dropped: that ends with the session, and its end answers the request.
+            let _place = shared.watches.disturbances.place().await;
             let mut index = cursor.map(|cursor| cursor.0);
             loop {
-                let (shown, now) = shared.api.session_info(session, index).await?;
+                let (shown, now) = shared.api.session_info(session, index.map(Since::long)).await?;
                 // Not shown may also mean that the token must not see it: core asks by a renewal. Without an index nothing waits: core sets
                 // the pace then.
                 if !shown || now == 0 || index.is_some_and(|index| now < index) {
@@ -290,10 +294,13 @@ impl LockBackend for Consul {
             }
         };
         let index = granted.token.get().max(cursor.map_or(0, |cursor| cursor.0));
-        let name = self.stands_on(session, granted);
+        let name = Watched::Key(self.stands_on(session, granted));
+        let mut watching = shared.watches.disturbances.watching(&shared.api, name);
         loop {
-            let (entry, now) = shared.api.wait_key(&name, Some(index)).await?;
-            let same = entry.is_some_and(|entry| entry.modify_index <= index && entry.holder_session() == Some(session.as_str()));
+            let (entries, now) = watching.news_in_turn(index).await?;
+            let same = entries
+                .first()
+                .is_some_and(|entry| entry.modify_index <= index && entry.holder_session() == Some(session.as_str()));
             if !same || now < index {
                 return Ok(Cursor(now));
             }
@@ -346,7 +353,10 @@ impl LockBackend for Consul {
             return fair.changed(key, cursor).await;
         }
         let shared = &self.shared;
-        let (_, index) = shared.watches.wait(&shared.api, key.as_str(), cursor.map(|cursor| cursor.0)).await?;
+        let index = match cursor {
+            Some(cursor) => shared.watches.wait(&shared.api, key.as_str(), cursor.0).await?.1,
+            None => shared.watches.index(&shared.api, key.as_str()).await?,
+        };
         Ok(Cursor(index))
     }
 

@@ -1,6 +1,6 @@
 //! Guarded claims and guarded, fenced releases: what is asked of a key, and what the answers prove.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dlock_core::{BackendError, Capabilities, Claim, ClaimId, ErrorKind, FencingToken, Holder, Key, Release, SessionId};
 
@@ -13,7 +13,7 @@ use crate::wire::{Entry, LOCK_FLAGS, Op, TxnError, value_of};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) api: Api,
+    pub(crate) api: Arc<Api>,
     pub(crate) capabilities: Capabilities,
     pub(crate) sessions: SessionOptions,
     pub(crate) notes: Mutex<Notes>,

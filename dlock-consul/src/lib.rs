@@ -17,6 +17,7 @@ mod session;
 mod several;
 mod tls;
 mod transport;
+mod waits;
 mod watch;
 mod wire;
 

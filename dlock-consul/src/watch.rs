@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dlock_core::BackendError;
@@ -11,15 +11,16 @@ use tokio::time::Instant;
 
 use crate::api::{Api, BATCH};
 use crate::classify::{Asked, Needs};
+use crate::waits::{Waits, Watched};
 use crate::wire::{Entry, Op};
 
 /// The connections that waiting requests may use, and the reads that the others share.
 #[derive(Debug)]
 pub(crate) struct Watches {
     /// For waiting claims.
-    pub(crate) waits: Semaphore,
+    pub(crate) waits: Waits,
     /// For the session and the held keys.
-    pub(crate) disturbances: Semaphore,
+    pub(crate) disturbances: Waits,
     /// For requests that are answered at once.
     pub(crate) short: Semaphore,
     /// How many of those there are: so many calls for claims and releases are sent at a time, each of which has one request under way.
@@ -47,8 +48,8 @@ impl Watches {
         let short = ((rest - disturbances) / 3).max(2);
         let shared = SharedReads { wanted: Mutex::default(), turn: AsyncMutex::default(), seen: watch::Sender::default() };
         Self {
-            waits: Semaphore::new(rest - disturbances - short),
-            disturbances: Semaphore::new(disturbances),
+            waits: Waits::new(rest - disturbances - short),
+            disturbances: Waits::new(disturbances),
             short: Semaphore::new(short),
             calls_in_flight: NonZeroUsize::new(short),
             shared,
@@ -57,15 +58,27 @@ impl Watches {
 
     /// How many held keys can be watched beside the session.
     pub(crate) fn watched_claims(&self) -> usize {
-        self.disturbances.available_permits() - 1
+        self.disturbances.left() - 1
     }
 
     /// The key once its index is greater than `index`, or it is gone; on a connection of its own if one is left.
-    pub(crate) async fn wait(&self, api: &Api, key: &str, index: Option<u64>) -> Result<(Option<Entry>, u64), BackendError> {
-        match self.waits.try_acquire() {
-            Ok(_permit) => api.wait_key(key, index).await,
-            Err(_) => self.shared.wait(self, api, key, index.unwrap_or(0)).await,
+    pub(crate) async fn wait(&self, api: &Arc<Api>, key: &str, index: u64) -> Result<(Option<Entry>, u64), BackendError> {
+        match self.waits.watching(api, Watched::Key(key.to_owned())).news(index).await {
+            Some(told) => told.map(|(entries, index)| (entries.into_iter().next(), index)),
+            None => self.shared.wait(self, api, key, index).await,
         }
+    }
+
+    /// Gives back the connections of requests that were answered when nobody waited for them any more.
+    pub(crate) fn sweep(&self) {
+        self.waits.sweep();
+        self.disturbances.sweep();
+    }
+
+    /// The index of the key now, to wait from.
+    pub(crate) async fn index(&self, api: &Api, key: &str) -> Result<u64, BackendError> {
+        let _permit = self.short.acquire().await;
+        api.wait_key(key, None).await.map(|(_, index)| index)
     }
 }
 
@@ -168,7 +181,7 @@ mod tests {
     fn every_budget_leaves_something_for_everybody() {
         for (budget, waits, disturbances, short) in [(10, 2, 2, 2), (11, 3, 2, 2), (16, 6, 4, 2), (66, 30, 17, 15)] {
             let watches = Watches::new(budget);
-            let divided = [&watches.waits, &watches.disturbances, &watches.short].map(Semaphore::available_permits);
+            let divided = [watches.waits.left(), watches.disturbances.left(), watches.short.available_permits()];
             assert_eq!(divided, [waits, disturbances, short], "{budget}");
             assert_eq!(divided.iter().sum::<usize>(), budget - 4);
         }

@@ -442,6 +442,64 @@ async fn a_hundred_waiting_keys_stay_within_the_connections_allowed() {
 }
 
 #[tokio::test]
+async fn waits_that_are_given_up_do_not_use_up_the_connections_of_the_agent() {
+    // It keeps a request that waits, and its connection, also when the client has gone.
+    let agent = ConsulAgent::builder().connections_per_client(30).start().await.unwrap();
+    let consul = Consul::new(ConsulOptions::new().address(&agent.address().to_string()).unwrap().max_connections(16)).unwrap();
+    let (holder, session) = (open(&consul, Duration::from_secs(60)).await, open(&consul, Duration::from_secs(60)).await);
+    let waiting = |n| claim(&format!("k{n}"), n + 1_000);
+    let mut cursors = Vec::new();
+    for n in 0..40 {
+        held(&consul, &holder, &claim(&format!("k{n}"), n + 1)).await;
+        let Standing::Busy { cursor, .. } = consul.claim(&session, &waiting(n), Place::Queue).await.unwrap() else {
+            panic!("it must be held");
+        };
+        cursors.push((n, cursor));
+    }
+    for _ in 0..2 {
+        for &(n, cursor) in &cursors {
+            let waited = tokio::time::timeout(Duration::from_millis(20), consul.wait(&session, &waiting(n), cursor)).await;
+            assert!(waited.is_err(), "{waited:?}");
+        }
+    }
+    // It takes other connections still.
+    assert!(raw(&agent, "GET", "/v1/kv/k0?keys", "").await.contains("\"k0\""));
+    let Renewal::Renewed { .. } = consul.renew(&holder).await.unwrap() else { panic!("the session must be there") };
+}
+
+#[test]
+fn a_backend_may_be_dropped_outside_of_its_runtime_with_a_wait_that_was_given_up() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let bench = runtime.block_on(async {
+        let bench = bench().await;
+        held(&bench.consul, &bench.session, &claim("k", 1)).await;
+        let other = open(&bench.consul, Duration::from_secs(60)).await;
+        let waiting = claim("k", 2);
+        let Standing::Busy { cursor, .. } = bench.consul.claim(&other, &waiting, Place::Queue).await.unwrap() else {
+            panic!("it must be held");
+        };
+        tokio::select! {
+            biased;
+            woken = bench.consul.wait(&other, &waiting, cursor) => panic!("{woken:?}"),
+            () = async {
+                while bench.proxy.count(&Matching::any().path("/v1/kv/k?index=")) == 0 {
+                    tokio::task::yield_now().await;
+                }
+            } => {}
+        }
+        bench.consul.release(&bench.session, &claim("k", 1)).await.unwrap();
+        // Answered, and heard by nobody.
+        while bench.proxy.open_requests() > 0 {
+            tokio::task::yield_now().await;
+        }
+        bench
+    });
+    let Bench { agent, proxy, consul, .. } = bench;
+    drop(consul);
+    drop((agent, proxy));
+}
+
+#[tokio::test]
 async fn disturbances_are_told_by_session_and_by_claim() {
     let bench = bench().await;
     let token = held(&bench.consul, &bench.session, &claim("k", 1)).await;

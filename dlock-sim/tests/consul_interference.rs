@@ -30,9 +30,17 @@ async fn an_ended_session_is_the_reason_every_time() {
     let bench = bench(LONG).await;
     for n in 0..40 {
         let key = format!("ended/{n}");
+        bench.proxy.reset();
         let guard = bench.locker.lock(&key).await.unwrap();
         // So that both watches return at once.
-        within(Duration::from_secs(5), "key and session watched", async || bench.proxy.open_requests() == 2).await;
+        let of_key = format!("/v1/kv/{key}?index=");
+        let is_of_session = |path: &str| path.starts_with("/v1/session/info/") && path.contains("?index=");
+        let watched = async || {
+            let asked = bench.proxy.requests();
+            let is_watched = |of: &dyn Fn(&str) -> bool| asked.iter().any(|seen| of(&seen.path));
+            is_watched(&|path| path.starts_with(&of_key)) && is_watched(&is_of_session)
+        };
+        within(LONG, "key and session watched", watched).await;
         let session = holder(&bench.agent, &key).await.unwrap();
         put(&bench.agent, &format!("/v1/session/destroy/{session}"), "").await;
         assert_eq!(tokio::time::timeout(Duration::from_secs(10), guard.lost()).await, Ok(Loss::SessionGone), "{n}");
@@ -58,12 +66,12 @@ async fn a_check_that_turns_critical_is_told_as_the_end_of_the_session() {
 async fn beyond_sixteen_locks_interference_is_told_within_a_third_of_the_ttl() {
     let ttl = Duration::from_secs(15);
     let bench = bench(ttl).await;
-    let began = Instant::now();
     let mut guards = Vec::new();
     for n in 0..20 {
         guards.push(bench.locker.lock(format!("many/{n}")).await.unwrap());
     }
-    within(Duration::from_secs(5), "only the session watched", async || bench.proxy.open_requests() == 1).await;
+    within(LONG, "only the session watched", async || bench.proxy.open_requests() == 1).await;
+    let began = Instant::now();
     http(bench.agent.address(), "DELETE", "/v1/kv/many/7", &[], "").await.unwrap();
     assert_eq!(guards[7].lost().await, Loss::KeyDeleted);
     assert!(began.elapsed() < before_two_renewals(ttl), "{:?}", began.elapsed());

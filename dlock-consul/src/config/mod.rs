@@ -109,8 +109,8 @@ impl ConsulOptions {
     }
 
     /// About how many connections are opened at most, 30 of them for waiting keys; keys beyond share batched reads. So many requests are under way at
-    /// most; a pool may keep one more for a while, and the agent notices late that one was closed: leave room below its
-    /// `http_max_conns_per_client`. Defaults to 66; fewer than 10 count as 10, of which 2 are for waiting keys.
+    /// most, among them waits that were given up, which an agent keeps until they are over. A pool may keep one connection more for a while, and what a process waits for when it ends
+    /// is counted for up to a minute: leave room below the agent's `http_max_conns_per_client`. Defaults to 66; fewer than 10 count as 10, of which 2 are for waiting keys.
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most.max(Self::LEAST_MAX_CONNECTIONS);

@@ -11,9 +11,9 @@ use super::notes::{Awaited, Awaits, ClaimNote};
 use super::tickets::{FIRST, line};
 use crate::api::Shown;
 use crate::notes::Known;
-use crate::wire::Entry;
+use crate::waits::Watched;
 
-/// Who stands in line for less does not watch its own ticket: it would cost a connection, which its turn would close at the moment of the handover.
+/// Who stands in line for less does not watch its own ticket: it would cost a request, whose place stays taken beyond its turn.
 const SETTLED_AFTER: Duration = Duration::from_millis(250);
 
 impl Fair {
@@ -47,7 +47,7 @@ impl Fair {
     /// What becomes of the key of somebody without a ticket.
     async fn key_changed(&self, key: &Key, cursor: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
-        let (entry, index) = shared.watches.wait(&shared.api, key.as_str(), Some(cursor.0)).await?;
+        let (entry, index) = shared.watches.wait(&shared.api, key.as_str(), cursor.0).await?;
         let hint = match entry {
             Some(entry) if entry.holder_session().is_some() => Hint::StillHeld { holder: Some(entry.holder()) },
             Some(entry) if entry.is_lock() => {
@@ -101,22 +101,25 @@ impl Fair {
         hint: Hint,
     ) -> Result<(Woken, Option<u64>), BackendError> {
         let shared = &self.shared;
-        // Kept while the mark is heard, or whoever comes later would have the connection when it matters.
-        let mut permit = None;
         let mut since = cursor.0;
+        // Asked for as all keys whose names begin so, of which there is no other: for these Consul tells the index of the last deletion, but
+        // for one that is gone that of whatever was written last.
+        let mut watching = shared.watches.waits.watching(&shared.api, Watched::Below(awaited.ticket.clone()));
         loop {
-            permit = permit.or_else(|| behind.and_then(|_| shared.watches.waits.try_acquire().ok()));
-            let (entry, index) = match &permit {
-                // Asked for as all keys whose names begin so, of which there is no other: for these Consul tells the index of the last deletion, but
-                // for one that is gone that of whatever was written last.
-                Some(_) => {
-                    let (entries, index) = shared.api.wait_below::<Entry>(&awaited.ticket, Shown::Entries, Some(since)).await?;
+            let told = match behind {
+                Some(_) => watching.news(since).await,
+                None => None,
+            };
+            let dates_the_end = told.is_some();
+            let (entry, index) = match told {
+                Some(told) => {
+                    let (entries, index) = told?;
                     (entries.into_iter().find(|entry| entry.key == awaited.ticket), index)
                 }
-                None => shared.watches.wait(&shared.api, &awaited.ticket, Some(since)).await?,
+                None => shared.watches.wait(&shared.api, &awaited.ticket, since).await?,
             };
             let Some(entry) = entry else {
-                return Ok((Woken { cursor, hint }, permit.and((index > since).then_some(index))));
+                return Ok((Woken { cursor, hint }, (dates_the_end && index > since).then_some(index)));
             };
             if !awaited.is(&entry) {
                 return Ok((Woken { cursor, hint }, None));
@@ -129,8 +132,8 @@ impl Fair {
                 return Ok((Woken { cursor, hint: Hint::StillHeld { holder: None } }, None));
             }
             if index == since {
-                // Nothing happened for as long as Consul waits: others may have their turn.
-                permit = None;
+                // Nothing happened for as long as a wait lasts: others may have their turn.
+                watching.leave_place();
             }
             since = index;
         }
@@ -139,16 +142,18 @@ impl Fair {
     /// Returns when one of these tickets is gone, or our own.
     async fn one_gone(&self, key: &Key, awaited: &[Awaited], own: &Awaited, cursor: Cursor) -> Result<Woken, BackendError> {
         let shared = &self.shared;
-        let Ok(_permit) = shared.watches.waits.try_acquire() else {
-            // All of them: whichever goes makes room.
-            let nearest = awaited.iter().map(|ticket| (ticket, Hint::MaybeFree));
-            let watched = nearest.chain([(own, Hint::ClaimGone)]);
-            let all = watched.map(|(ticket, hint)| Box::pin(self.ticket_gone(ticket, cursor, hint)));
-            return select_all(all).await.0;
-        };
-        let (line, mut since) = (line(key), cursor.0);
+        let mut watching = shared.watches.waits.watching(&shared.api, Watched::Below(line(key)));
+        let mut since = cursor.0;
         loop {
-            let (entries, index) = shared.api.wait_below::<Entry>(&line, Shown::Entries, Some(since)).await?;
+            let Some(told) = watching.news(since).await else {
+                // All of them: whichever goes makes room.
+                let nearest = awaited.iter().map(|ticket| (ticket, Hint::MaybeFree));
+                let watched = nearest.chain([(own, Hint::ClaimGone)]);
+                let all = watched.map(|(ticket, hint)| Box::pin(self.ticket_gone(ticket, Cursor(since), hint)));
+                // Where it stands is told as of when the claim looked, as everywhere here.
+                return select_all(all).await.0.map(|woken| Woken { cursor, ..woken });
+            };
+            let (entries, index) = told?;
             let is_there = |ticket: &Awaited| entries.iter().any(|entry| ticket.is(entry));
             let hint = if !is_there(own) {
                 Hint::ClaimGone
@@ -168,19 +173,16 @@ impl Fair {
     pub(crate) async fn changed(&self, key: &Key, cursor: Option<Cursor>) -> Result<Cursor, BackendError> {
         let (shared, line) = (&self.shared, line(key));
         let Some(cursor) = cursor else {
-            let (_, of_key) = shared.watches.wait(&shared.api, key.as_str(), None).await?;
+            let of_key = shared.watches.index(&shared.api, key.as_str()).await?;
             let _permit = shared.watches.short.acquire().await;
             let (_, of_line) = shared.api.wait_below::<String>(&line, Shown::Names, None).await?;
             return Ok(Cursor(of_key.max(of_line)));
         };
-        let of_line = async {
-            let _permit = shared.watches.waits.acquire().await;
-            shared.api.wait_below::<String>(&line, Shown::Names, Some(cursor.0)).await
-        };
+        let mut of_line = shared.watches.waits.watching(&shared.api, Watched::NamesBelow(line));
         let index = tokio::select! {
             biased;
-            changed = shared.watches.wait(&shared.api, key.as_str(), Some(cursor.0)) => changed?.1,
-            changed = of_line => changed?.1,
+            changed = shared.watches.wait(&shared.api, key.as_str(), cursor.0) => changed?.1,
+            changed = of_line.news_in_turn(cursor.0) => changed?.1,
         };
         Ok(Cursor(index))
     }

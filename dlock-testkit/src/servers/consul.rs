@@ -35,6 +35,7 @@ pub struct ConsulBuilder {
     client_certificates: bool,
     unix_socket: bool,
     persistent: bool,
+    connections_per_client: usize,
     /// Of how many servers, with the ports of the others to join.
     cluster: Option<(usize, Vec<u16>)>,
 }
@@ -48,6 +49,7 @@ impl Default for ConsulBuilder {
             client_certificates: false,
             unix_socket: false,
             persistent: false,
+            connections_per_client: 800,
             cluster: None,
         }
     }
@@ -235,6 +237,13 @@ impl ConsulBuilder {
         self
     }
 
+    /// How many connections it takes from one address; closes what is beyond. Defaults to 800, where Consul's own are 200.
+    #[must_use]
+    pub fn connections_per_client(mut self, most: usize) -> Self {
+        self.connections_per_client = most;
+        self
+    }
+
     /// One of so many servers, which joins those at these ports.
     pub(super) fn in_cluster(mut self, size: usize, others: Vec<u16>) -> Self {
         self.cluster = Some((size, others));
@@ -278,10 +287,10 @@ impl ConsulBuilder {
 
     fn config(&self, ports: Ports, folder: &Path, tls: Option<&TlsFiles>) -> String {
         let Ports { http, https, server, serf } = ports;
-        let https = if self.tls { i32::from(https) } else { -1 };
+        let (https, connections) = (if self.tls { i32::from(https) } else { -1 }, self.connections_per_client);
         let mut config = format!(
             "bind_addr = \"127.0.0.1\"\nadvertise_addr = \"127.0.0.1\"\nlog_level = \"WARN\"\ndisable_update_check = true\n\
-             performance {{ raft_multiplier = 1 }}\nlimits {{ http_max_conns_per_client = 800 }}\n\
+             performance {{ raft_multiplier = 1 }}\nlimits {{ http_max_conns_per_client = {connections} }}\n\
              ports {{ http = {http} https = {https} server = {server} serf_lan = {serf} serf_wan = -1 dns = -1 grpc = -1 }}\n"
         );
         if let Some(min) = &self.ttl_min {
