@@ -111,7 +111,7 @@ fn storm(config: &Config) -> Duration {
 /// How long clients get from then on to end their rounds: far more than they need, and a bound.
 fn patience(config: &Config) -> Duration {
     let rounds = u32::from(config.clients) * u32::from(config.rounds);
-    // A claim's waiting request whose answer was lost is given up after half a minute.
+    // A waiting request whose answer was lost is given up after a minute.
     let once = Duration::from_millis((3 * config.ttl_ms + config.hold_ms + config.lock_delay_ms).into()) + Duration::from_secs(10);
     once * (rounds + 1) + Duration::from_secs(120)
 }
